@@ -1,0 +1,55 @@
+"""The ``headrace`` program: finds the command by its entry point, runs it, turns errors into one paragraph and an exit code.
+
+Exit codes: 0 done; 1 defect of headrace; 2 configuration, arguments or definitions; 3 source; 4 log; 5 online store;
+6 HTTP server; 7 a check or proof found differences; 130 interrupted by Ctrl-C where the command had no end of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+from headrace.cdc import __version__
+from headrace.cdc.command import Command
+from headrace.cdc.errors import HeadraceError
+
+INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    points = {point.name: point for point in entry_points(group="headrace.commands")}
+    parser = argparse.ArgumentParser(
+        prog="headrace", description="Committed rows become fresh features and delivered events, in order, with nothing lost."
+    )
+    parser.add_argument("--version", action="version", version=f"headrace {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    # Only the asked command is imported: a start costs what that command needs, and --help needs them all.
+    asked = next((word for word in words if word in points), None)
+    loaded: dict[str, Command] = {}
+    for name in sorted(points) if asked is None else [asked]:
+        command = _load(points[name])
+        loaded[name] = command
+        command.configure(commands.add_parser(name, help=command.help, description=command.help))
+    arguments = parser.parse_args(words)
+    try:
+        return loaded[arguments.command].run(arguments)
+    except HeadraceError as error:
+        print(f"headrace {arguments.command}: {error.paragraph()}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `headrace tail | head` is ordinary use; Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _load(point: EntryPoint) -> Command:
+    command = point.load()
+    if not isinstance(command, Command):
+        raise TypeError(f"entry point {point.value} is no Command")
+    return command

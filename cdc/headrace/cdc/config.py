@@ -1,0 +1,373 @@
+"""headrace.yaml: one file, one tree of structs, every problem reported at once with its path.
+
+The structs here and those that entry points bring (one per source type, log engine, consumer section) are the only declaration:
+parsing, ``headrace schema`` and docs/configuration.md all come from them. ``${VAR}`` and ``${VAR:-default}`` are replaced in text
+values after parsing, so that a secret can hold any character.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from headrace.cdc.errors import ConfigError
+
+_DURATION_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+class Duration:
+    """A time span; written as text with a unit in the file: ``500ms``, ``5s``, ``10m``, ``1h``, ``7d``."""
+
+    __slots__ = ("us",)
+
+    def __init__(self, us: int) -> None:
+        self.us = us
+
+    def __repr__(self) -> str:
+        return f"Duration(us={self.us})"
+
+    @property
+    def s(self) -> float:
+        return self.us / 1_000_000
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)", text.strip())
+        if match is None:
+            raise ValueError(f'{text!r} is no duration; write a number with a unit, such as "500ms", "5s" or "7d"')
+        return cls(round(float(match[1]) * _DURATION_UNITS_S[match[2]] * 1_000_000))
+
+
+class Size:
+    """A number of bytes; written as text with a unit in the file: ``64MiB``, ``10GiB``."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self, bytes: int) -> None:
+        self.bytes = bytes
+
+    def __repr__(self) -> str:
+        return f"Size(bytes={self.bytes})"
+
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)", text.strip())
+        if match is None:
+            raise ValueError(f'{text!r} is no size; write a number with a unit, such as "64MiB" or "10GiB"')
+        return cls(round(float(match[1]) * _SIZE_UNITS[match[2]]))
+
+
+class Section(Struct, forbid_unknown_fields=True, frozen=True):
+    """Base of every section of the file: unknown keys are refused."""
+
+
+class EventConfig(Section):
+    """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
+
+    kind: Annotated[str, Meta(pattern="^(identify|track|group|record)$", description="Kind of the event.")] = "track"
+    key: Annotated[
+        str | list[str] | None,
+        Meta(description="Column or columns that hold the customer key; default: the primary key."),
+    ] = None
+    insert: Annotated[str | None, Meta(description="Name of the event that an insert (or snapshot row) becomes.")] = None
+    update: Annotated[str | None, Meta(description="Name of the event that an update becomes.")] = None
+    delete: Annotated[str | None, Meta(description="Name of the event that a delete becomes.")] = None
+    occurred_at: Annotated[
+        str | None,
+        Meta(description="Timestamp column that says when it happened; default: the commit time."),
+    ] = None
+
+
+class ServerConfig(Section):
+    """The one HTTP server: subscriptions, features, health, metrics."""
+
+    listen: Annotated[
+        str, Meta(description="host:port to listen on. Beyond loopback, tokens are required.", examples=["127.0.0.1:8080"])
+    ] = "127.0.0.1:8080"
+    tokens: Annotated[
+        dict[str, str],
+        Meta(description="Name -> bearer token. With any token set, every route but /healthz, /readyz wants one."),
+    ] = {}
+
+
+class Config(Struct, frozen=True):
+    """The whole file. log and sources hold the structs of their ``type``; sections those of the consumers, by name."""
+
+    log: Section
+    sources: dict[str, Section]
+    events: dict[str, EventConfig]
+    server: ServerConfig
+    sections: dict[str, Any]
+    folder: Path
+    """Folder of the file: relative paths in it start there."""
+
+    def path(self, text: str) -> Path:
+        """A path of the file, relative ones taken from the file's own folder."""
+        return (self.folder / text).resolve()
+
+
+@cache
+def plugins(group: str) -> dict[str, Any]:
+    """The objects of one entry point group by name, ours and third parties'; looked up once.
+
+    Groups: headrace.sources, headrace.logs, headrace.consumers, headrace.commands.
+    """
+    return {point.name: point.load() for point in entry_points(group=group)}
+
+
+def consumer_sections() -> dict[str, type[Struct]]:
+    """Top-level keys that belong to consumers, with their structs."""
+    return {
+        kind.section: kind.config_type
+        for kind in plugins("headrace.consumers").values()
+        if kind.section is not None and kind.config_type is not None
+    }
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read and check the file.
+
+    Raises ConfigError with every problem found, each as ``path.to.field: what is wrong``.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"configuration file {path} can't be read: {error.strerror}",
+            advice='give the path of a headrace.yaml; "headrace demo" writes one to look at',
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration file {path} is not UTF-8 text", advice="save it as UTF-8") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"configuration file {path} is not valid YAML{where}: {problem}", advice="correct that line") from error
+    return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
+
+
+def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapping[str, str] = os.environ) -> Config:
+    """Check an already parsed tree; see load."""
+    problems: list[str] = []
+    if not isinstance(tree, dict):
+        raise ConfigError(f"configuration file {name} is not a mapping", advice='start it with "sources:"')
+    tree = _substitute(tree, "", environ, problems)
+    sections = consumer_sections()
+    known = ["log", "sources", "events", "server", *sections]
+    for key in tree:
+        if key not in known:
+            problems.append(_unknown(str(key), str(key), known))
+    log = _typed(tree.get("log", {}), "log", "headrace.logs", "sqlite", problems)
+    raw_sources = tree.get("sources")
+    sources: dict[str, Section] = {}
+    if not isinstance(raw_sources, dict) or not raw_sources:
+        problems.append("sources: at least one source is needed, as name: {type: postgres, dsn: ...}")
+    else:
+        for source, value in raw_sources.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", str(source)):
+                problems.append(
+                    f"sources.{source}: a source's name is 1 to 40 of a-z, 0-9 and _, starting with a letter"
+                )
+            sources[str(source)] = _typed(value, f"sources.{source}", "headrace.sources", None, problems)
+    events = _build(dict[str, EventConfig], tree.get("events") or {}, "events", problems)
+    server = _build(ServerConfig, tree.get("server") or {}, "server", problems)
+    built = {
+        key: _build(struct, tree[key] or {}, key, problems) for key, struct in sections.items() if tree.get(key) is not None
+    }
+    if problems:
+        count = len(problems)
+        raise ConfigError(
+            f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems))
+        )
+    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
+
+
+def _typed(value: Any, path: str, group: str, default: str | None, problems: list[str]) -> Any:
+    """Build the struct that ``type:`` names among the entry points of a group."""
+    kinds = plugins(group)
+    if not isinstance(value, dict):
+        problems.append(f"{path}: must be a mapping with a type")
+        return None
+    name = value.get("type", default)
+    if name not in kinds:
+        said = "is missing" if name is None else f"{name!r} is unknown"
+        problems.append(f"{path}.type: {said}; known: {', '.join(sorted(kinds))}")
+        return None
+    rest = {key: item for key, item in value.items() if key != "type"}
+    return _build(kinds[name].config_type, rest, path, problems)
+
+
+def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """msgspec.convert, but going on after the first problem: structs field by field, mappings item by item."""
+    if get_origin(kind) is Annotated:
+        base, *_ = get_args(kind)
+        if _is_struct(base) or get_origin(base) is dict:
+            kind = base
+    if _is_struct(kind):
+        return _build_struct(kind, value, path, problems)
+    if get_origin(kind) is dict:
+        item_kind = get_args(kind)[1]
+        if not isinstance(value, dict):
+            problems.append(f"{path}: must be a mapping")
+            return {}
+        return {str(key): _build(item_kind, item, f"{path}.{key}", problems) for key, item in value.items()}
+    try:
+        return msgspec.convert(value, kind, dec_hook=_decode_unit)
+    except (msgspec.ValidationError, ValueError) as error:
+        problems.append(f"{path}: {_plain(str(error))}")
+        return None
+
+
+def _build_struct(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{path}: must be a mapping")
+        return None
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    before = len(problems)
+    for key in value:
+        if key not in fields:
+            problems.append(_unknown(f"{path}.{key}", str(key), list(fields)))
+    made = {}
+    for key, field in fields.items():
+        if key in value:
+            made[field.name] = _build(field.type, value[key], f"{path}.{key}", problems)
+        elif field.required:
+            problems.append(f"{path}.{key}: is required")
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**made)
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
+        return None
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
+
+
+def _decode_unit(kind: type, value: Any) -> Any:
+    if kind in (Duration, Size):
+        return kind.parse(str(value))  # type: ignore[attr-defined]  # the two classes share parse without a base
+    raise NotImplementedError(kind)
+
+
+def _plain(text: str) -> str:
+    """msgspec's message in a user's words: no ``$`` paths, lower-case start."""
+    text = re.sub(r" - at `\$.*`$", "", text)
+    return text[:1].lower() + text[1:]
+
+
+def _unknown(path: str, key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(sorted(known))}"
+    return f"{path}: unknown key; {hint}"
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            _substitute(key, path, environ, problems): _substitute(
+                item, f"{path}.{key}" if path else str(key), environ, problems
+            )
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_substitute(item, f"{path}[{index}]", environ, problems) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        found = environ.get(match[1], match[2])
+        if found is None:
+            problems.append(f"{path}: environment variable {match[1]} is not set")
+            return ""
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, made from the same structs that parse it."""
+    names: dict[str, Any] = {}
+    parts: dict[str, type[Struct]] = {"events": EventConfig, "server": ServerConfig, **consumer_sections()}
+    typed = {
+        group: {name: kind.config_type for name, kind in plugins(group).items()}
+        for group in ("headrace.logs", "headrace.sources")
+    }
+    structs = [*parts.values(), *typed["headrace.logs"].values(), *typed["headrace.sources"].values()]
+    schemas, definitions = msgspec.json.schema_components(
+        structs, schema_hook=_unit_schema, ref_template="#/$defs/{name}"
+    )
+    by_struct = dict(zip(structs, schemas, strict=True))
+    names.update(definitions)
+
+    def choice(group: str) -> dict[str, Any]:
+        return {
+            "anyOf": [
+                {"allOf": [{"properties": {"type": {"const": name}}}, _with_type(by_struct[kind], definitions)]}
+                for name, kind in sorted(typed[group].items())
+            ]
+        }
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "headrace.yaml",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["sources"],
+        "properties": {
+            "log": choice("headrace.logs"),
+            "sources": {"type": "object", "additionalProperties": choice("headrace.sources"), "minProperties": 1},
+            "events": {"type": "object", "additionalProperties": by_struct[EventConfig]},
+            "server": by_struct[ServerConfig],
+            **{key: by_struct[struct] for key, struct in consumer_sections().items()},
+        },
+        "$defs": names,
+    }
+
+
+def _with_type(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """A struct's schema that also allows the ``type`` key, which picks the struct and isn't a field of it."""
+    struct = dict(definitions[schema["$ref"].rsplit("/", 1)[1]])
+    struct["properties"] = {"type": {"type": "string"}, **struct.get("properties", {})}
+    return struct
+
+
+def _unit_schema(kind: type) -> dict[str, Any]:
+    if kind is Duration:
+        return {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(us|ms|s|m|h|d)$", "examples": ["5s", "7d"]}
+    if kind is Size:
+        return {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(B|KiB|MiB|GiB|TiB)$", "examples": ["64MiB"]}
+    raise NotImplementedError(kind)
+
+
+__all__ = [
+    "Config",
+    "Duration",
+    "EventConfig",
+    "Section",
+    "ServerConfig",
+    "Size",
+    "consumer_sections",
+    "json_schema",
+    "load",
+    "parse",
+    "plugins",
+]

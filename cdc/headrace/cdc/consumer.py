@@ -1,0 +1,69 @@
+"""The contract of everything right of the log, and what the app lends to it.
+
+A consumer type is found by the entry point group ``headrace.consumers``; the app builds it, mounts its routes on the one HTTP
+server and supervises its ``run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from headrace.cdc.config import Config
+from headrace.cdc.log.base import EventLog
+
+
+class Services(msgspec.Struct, frozen=True):
+    """What a consumer may use: the whole configuration, the log, the registry its metrics belong to."""
+
+    config: Config
+    log: EventLog
+    registry: CollectorRegistry
+
+
+class Health(msgspec.Struct, frozen=True):
+    """One line of /readyz: is_ready False makes the process not ready; reason says why in words."""
+
+    part: str
+    is_ready: bool
+    reason: str = ""
+
+
+class Consumer(Protocol):
+    """Reads the log with its own cursor. A consumer that fails never stops capture or another consumer."""
+
+    @property
+    def name(self) -> str: ...
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        """HTTP routes to mount; called once before run."""
+        ...
+
+    async def run(self) -> None:
+        """Work until cancelled. Raising RETRY errors makes the app start it again with growing pauses."""
+        ...
+
+    def health(self) -> Iterable[Health]: ...
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for ``/v1/status``, JSON types only. Holds ``offset`` (list, one a partition) if it has a cursor."""
+        ...
+
+
+class ConsumerType(Protocol):
+    """What an entry point of ``headrace.consumers`` names.
+
+    section: the top-level key of headrace.yaml that belongs to it, or None. config_type: struct of that section.
+    """
+
+    section: ClassVar[str | None]
+    config_type: ClassVar[type[msgspec.Struct] | None]
+
+    @classmethod
+    def build(cls, section: Any, services: Services) -> Consumer | None:
+        """The consumer, or None when the configuration asks for none (section is None when absent from the file)."""
+        ...

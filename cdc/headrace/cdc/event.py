@@ -1,0 +1,204 @@
+"""The records that travel: a Change leaves a decoder, a CustomerEvent stands in the log.
+
+Values of columns are exact. What a decoder can say without loss as a Python int, bool, finite float or str is that;
+everything else (numeric, times, json, bytea, arrays, ...) is the server's own text under pinned session settings, so that
+the text given back as a literal of the column's type is the same value. SQL NULL is None. A column that was not sent
+(unchanged TOAST, partial row image) is UNCHANGED: absent from the image and listed by name, never None.
+
+JSON inside events is bytes: nobody decodes a property before somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+
+Op: TypeAlias = Literal["insert", "update", "delete", "truncate", "read", "message"]
+Kind: TypeAlias = Literal["identify", "track", "page", "screen", "group", "alias", "record", "heartbeat"]
+Value: TypeAlias = int | float | bool | str | None
+
+
+class Unchanged(enum.Enum):
+    """The type of UNCHANGED, so that type checkers can tell it from a value."""
+
+    UNCHANGED = "unchanged"
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""Stands in a row image for a column whose value was not sent. Not NULL: the old value still holds."""
+
+Row: TypeAlias = tuple[Value | Unchanged, ...]
+"""One row image in the order of TableSchema.columns."""
+
+
+class Column(msgspec.Struct, frozen=True, array_like=True):
+    """A column as the stream names it. type_name is the server's name without modifiers, e.g. ``int8``, ``numeric``."""
+
+    name: str
+    type_oid: int
+    type_name: str
+    modifier: int = -1
+
+
+class TableSchema(msgspec.Struct, frozen=True):
+    """One version of a table, as needed to read its rows.
+
+    columns: in the order of the row images. key: indexes into columns of the primary key (or of the index that is the
+    replica identity); empty when the table has neither. identity: PostgreSQL's letter d, n, f or i.
+    version: counts from 1 for each table of a source; a new one whenever the stream announces other columns.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[Column, ...]
+    key: tuple[int, ...]
+    identity: str = "d"
+    oid: int = 0
+    version: int = 1
+
+    @property
+    def name(self) -> str:
+        """``schema.table``, unquoted."""
+        return f"{self.schema}.{self.table}"
+
+
+class Change(msgspec.Struct, gc=False):
+    """One row change as decoded.
+
+    before: the old image. None when not sent; with a key-only image every other column is UNCHANGED (unknown).
+    after: the new image; None for delete and truncate.
+    position: text of the source's position. ordinal counts from 0 in the transaction; is_last marks its last change.
+    """
+
+    table: TableSchema
+    op: Op
+    before: Row | None
+    after: Row | None
+    position: str
+    id: str
+    xid: int
+    ordinal: int
+    is_last: bool
+    committed_us: int
+
+
+class RowPart(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a CustomerEvent keeps of the row it came from. Fields are only ever appended.
+
+    key: JSON object of the primary key columns (the new key after a key change), or None when the table has none.
+    before: JSON object of the known old columns; for a delete under the default identity only the key columns, and after
+    an update only what the server sent (the old key if it changed, everything under REPLICA IDENTITY FULL).
+    unchanged: names of columns of the after image that were not sent. undecodable: names whose bytes are no valid text.
+    """
+
+    schema: str
+    table: str
+    op: Op
+    key: bytes | None
+    before: bytes | None
+    unchanged: tuple[str, ...]
+    xid: int
+    ordinal: int
+    is_last: bool
+    schema_version: int
+    undecodable: tuple[str, ...] = ()
+
+
+class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What every consumer reads. Fields are only ever appended; build it positionally in hot code.
+
+    id: the same change has the same id after any crash or replay; every sink's idempotency key.
+    key: the customer key in canonical text (see customer_key), which decides the partition and the order; None when the
+    event names no customer.
+    properties: JSON object, for a row the after image ({} when there is none).
+    occurred_us, committed_us, received_us: microseconds since 1970 UTC: when it happened for the customer, when the
+    source made it durable, when headrace read it. committed_us never goes back within one source's stream.
+    """
+
+    id: str
+    kind: Kind
+    name: str
+    key: str | None
+    occurred_us: int
+    committed_us: int
+    received_us: int
+    source: str
+    position: str
+    properties: bytes
+    row: RowPart | None = None
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    context: bytes | None = None
+
+
+def customer_key(values: tuple[Value, ...]) -> str | None:
+    """Canonical text of a customer key: the value itself for one column, a JSON array for several.
+
+    None when any part is NULL. An int and the same digits as text are the same customer on purpose: an SDK sends "42"
+    where the table holds 42.
+    """
+    if any(value is None for value in values):
+        return None
+    if len(values) == 1:
+        return key_text(values[0])
+    return msgspec.json.encode([key_text(value) for value in values]).decode()
+
+
+def key_text(value: Value) -> str:
+    """One part of a key as text: JSON's spelling for bool, digits for int, repr for float."""
+    if value is True:
+        return "true"
+    if value is False:
+        return "false"
+    return value if isinstance(value, str) else str(value)
+
+
+_EMPTY: Final = b"{}"
+
+
+def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str, Any]:
+    """The event as the one JSON object that ``headrace tail --json`` prints and ``GET /v1/events`` serves.
+
+    JSON that the event holds as bytes is embedded as it is (msgspec.Raw): encode the result with ``msgspec.json``.
+    """
+    line: dict[str, Any] = {
+        "id": event.id,
+        "partition": partition,
+        "offset": offset,
+        "kind": event.kind,
+        "name": event.name,
+        "customer_key": event.key,
+        "user_id": event.user_id,
+        "anonymous_id": event.anonymous_id,
+        "occurred_us": event.occurred_us,
+        "committed_us": event.committed_us,
+        "received_us": event.received_us,
+        "source": event.source,
+        "position": event.position,
+    }
+    row = event.row
+    if row is None:
+        line["properties"] = msgspec.Raw(event.properties)
+        line["context"] = None if event.context is None else msgspec.Raw(event.context)
+        return line
+    has_after = row.op in ("insert", "update", "read", "message")
+    line |= {
+        "schema": row.schema,
+        "table": row.table,
+        "op": row.op,
+        "key": None if row.key is None else msgspec.Raw(row.key),
+        "before": None if row.before is None else msgspec.Raw(row.before),
+        "after": msgspec.Raw(event.properties) if has_after else None,
+        "unchanged": row.unchanged,
+        "undecodable": row.undecodable,
+        "transaction_id": row.xid,
+        "ordinal": row.ordinal,
+        "last_in_transaction": row.is_last,
+        "schema_version": row.schema_version,
+    }
+    return line

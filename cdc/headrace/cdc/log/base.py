@@ -1,0 +1,115 @@
+"""The contract of the log, held by tests/contract/log_contract.py over every engine and the shipped fake.
+
+Promises (shared numbering with docs/architecture.md): an append is atomic and durable on return, and holds whole source
+transactions together with the source's position after them (P1 to P4); offsets of a partition count 0, 1, 2, ... without a
+gap and are never used twice; a cursor behind the retention gets Trimmed, never a silent gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+from zlib import crc32
+
+import msgspec
+
+from headrace.cdc.event import CustomerEvent
+
+
+class LogBatch(msgspec.Struct, frozen=True, gc=False):
+    """Consecutive events of one partition. events[i] has offset first_offset + i; may be empty when a wait timed out."""
+
+    partition: int
+    first_offset: int
+    events: tuple[CustomerEvent, ...]
+
+    @property
+    def next_offset(self) -> int:
+        """Where to read on."""
+        return self.first_offset + len(self.events)
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """first: oldest offset kept; end: the offset the next event will get. first == end: nothing kept."""
+
+    first: int
+    end: int
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """A consumer's place: the next offset to read, and a small blob of its own (at most 64 KiB)."""
+
+    offset: int
+    state: bytes = b""
+
+
+class EventLog(Protocol):
+    """One durable log. All methods may be called from the event loop only, and concurrently with each other.
+
+    generation: random text made at creation; offsets of another generation mean nothing here.
+    partitions: how many ordered lanes, fixed at creation.
+    """
+
+    @property
+    def generation(self) -> str: ...
+
+    @property
+    def partitions(self) -> int: ...
+
+    async def append(
+        self, events: Sequence[CustomerEvent], *, source: str, state: bytes, epoch: int | None = None
+    ) -> tuple[int, ...]:
+        """Store events and the source's state in one transaction; durable on return.
+
+        events: whole source transactions in commit order, may be empty (only the state moves). state: opaque, at most
+        1 MiB, replaces the source's former one. Appends of one caller keep their order even when they are not awaited
+        one by one; neighbours may share one sync (group commit). Result: end offset of each partition after the append.
+        Raises Fenced when a newer writer opened the log; LogUnavailable when the disk refuses (nothing is stored then,
+        nor is anything of a later append: the engine stays failed, so that order can't be broken by a gap).
+        """
+        ...
+
+    async def read(
+        self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0
+    ) -> LogBatch:
+        """Events from offset on: at least one if there is one, at most about max_bytes of encoded events.
+
+        wait_s: when offset is the end, wait at most so long for an append; an empty batch after that. Raises Trimmed when
+        offset is older than bounds.first; ValueError when it is beyond the end or the partition doesn't exist.
+        """
+        ...
+
+    async def commit(self, group: str, partition: int, offset: int, *, state: bytes = b"") -> None:
+        """Store a group's cursor; durable on return. An offset lower than the stored one is refused by ValueError."""
+        ...
+
+    async def committed(self, group: str, partition: int) -> Cursor | None:
+        """The stored cursor; None for a group that never committed."""
+        ...
+
+    async def source_state(self, source: str) -> bytes | None:
+        """State of the last append of that source; None for a source that never appended."""
+        ...
+
+    async def bounds(self, partition: int) -> Bounds: ...
+
+    async def trim(self, partition: int, before: int, *, force: bool = False) -> int:
+        """Drop whole stored batches below offset ``before``, never past a committed cursor unless forced.
+
+        Result: the new first offset, at most ``before``.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish the appends under way and release the log; closing twice is fine."""
+        ...
+
+
+def partition_of(key: str | None, partitions: int) -> int:
+    """The lane of a customer key: CRC-32 of its UTF-8 bytes modulo the count, the same on every engine and machine.
+
+    Events without a customer stand in lane 0.
+    """
+    if partitions == 1 or key is None:
+        return 0
+    return crc32(key.encode()) % partitions

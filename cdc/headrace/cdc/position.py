@@ -1,0 +1,47 @@
+"""Places in a source. An *offset* is a place in our log and is a plain int elsewhere: the two are never mixed.
+
+A PostgreSQL position is (end LSN of the commit record, ordinal of the change in its transaction). A row's own LSN is no
+position: rows of one COPY share it, and it isn't monotonic over transactions (PostgreSQL manual, chapter "Logical
+Streaming Replication Protocol"). Resume is by whole transactions only.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from headrace.cdc.errors import DecodeError
+
+
+def format_lsn(lsn: int) -> str:
+    """LSN as PostgreSQL prints it, e.g. ``16/B374D848``."""
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def parse_lsn(text: str) -> int:
+    """Inverse of format_lsn. Raises DecodeError when the text isn't two hex numbers with a slash."""
+    high, slash, low = text.partition("/")
+    try:
+        value = (int(high, 16) << 32) | int(low, 16)
+    except ValueError:
+        slash = ""
+    if not slash or len(low) > 8:
+        raise DecodeError(f"{text!r} is not an LSN")
+    return value
+
+
+class PostgresPosition(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
+    """A change's place in a Postgres source; ordered by commit, then by the order inside the transaction."""
+
+    commit_end_lsn: int
+    ordinal: int
+
+    def __str__(self) -> str:
+        return f"{format_lsn(self.commit_end_lsn)}:{self.ordinal}"
+
+    @classmethod
+    def parse(cls, text: str) -> PostgresPosition:
+        """Inverse of ``str``. Raises DecodeError."""
+        lsn, colon, ordinal = text.rpartition(":")
+        if not colon or not ordinal.isdigit():
+            raise DecodeError(f"{text!r} is not a Postgres position")
+        return cls(parse_lsn(lsn), int(ordinal))

