@@ -1,0 +1,51 @@
+"""The words that definitions, engine, stores and the Feast adapter share: value types, fields, the compiled view."""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+import msgspec
+
+FeatureValue: TypeAlias = int | float | bool | str | bytes | None
+
+
+class ValueType(enum.Enum):
+    """Value types as Feast names them; the enum value is Feast's own dtype name (feast.types)."""
+
+    INT32 = "Int32"
+    INT64 = "Int64"
+    FLOAT32 = "Float32"
+    FLOAT64 = "Float64"
+    STRING = "String"
+    BOOL = "Bool"
+    BYTES = "Bytes"
+    UNIX_TIMESTAMP = "UnixTimestamp"
+    """int microseconds since 1970 UTC inside headrace; Feast's wire form is whole seconds."""
+
+
+class Field(msgspec.Struct, frozen=True, array_like=True):
+    """A named, typed column of a view, as Feast's Field."""
+
+    name: str
+    dtype: ValueType
+
+
+class ViewSpec(msgspec.Struct, frozen=True):
+    """A feature view as compiled from its definition: what stores and readers need of it.
+
+    join_keys: in declared order (Feast's key bytes sort them by name themselves). fields: in declared order; every values
+    tuple has this order. spec_hash: hash of everything that decides the values; another hash means another content.
+    ttl_us: age of the newest row at which a reader is told OUTSIDE_MAX_AGE; 0 means never.
+    """
+
+    name: str
+    join_keys: tuple[Field, ...]
+    fields: tuple[Field, ...]
+    spec_hash: str
+    ttl_us: int = 0
+    description: str = ""
+
+
+EntityKey: TypeAlias = tuple[FeatureValue, ...]
+"""Join key values in the declared order of ViewSpec.join_keys."""
