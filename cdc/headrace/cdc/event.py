@@ -20,19 +20,23 @@ Kind: TypeAlias = Literal["identify", "track", "page", "screen", "group", "alias
 Value: TypeAlias = int | float | bool | str | None
 
 
-class Unchanged(enum.Enum):
-    """The type of UNCHANGED, so that type checkers can tell it from a value."""
+class Absent(enum.Enum):
+    """Why a row image has no value for a column; an enum so that type checkers can tell these from values."""
 
     UNCHANGED = "unchanged"
+    UNDECODABLE = "undecodable"
 
     def __repr__(self) -> str:
-        return "UNCHANGED"
+        return self.name
 
 
-UNCHANGED: Final = Unchanged.UNCHANGED
-"""Stands in a row image for a column whose value was not sent. Not NULL: the old value still holds."""
+UNCHANGED: Final = Absent.UNCHANGED
+"""The value was not sent. Not NULL: the old value still holds."""
 
-Row: TypeAlias = tuple[Value | Unchanged, ...]
+UNDECODABLE: Final = Absent.UNDECODABLE
+"""The bytes sent are no valid text (a SQL_ASCII database may hold such): marked, never guessed."""
+
+Row: TypeAlias = tuple[Value | Absent, ...]
 """One row image in the order of TableSchema.columns."""
 
 
@@ -117,7 +121,8 @@ class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     event names no customer.
     properties: JSON object, for a row the after image ({} when there is none).
     occurred_us, committed_us, received_us: microseconds since 1970 UTC: when it happened for the customer, when the
-    source made it durable, when headrace read it. committed_us never goes back within one source's stream.
+    source made it durable, when headrace read it. Neighbours may have commit times out of order by a little: a server takes the
+    time just before it orders the commit.
     """
 
     id: str
@@ -196,7 +201,7 @@ def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str
         "after": msgspec.Raw(event.properties) if has_after else None,
         "unchanged": row.unchanged,
         "undecodable": row.undecodable,
-        "transaction_id": row.xid,
+        "transaction_id": row.xid or None,
         "ordinal": row.ordinal,
         "last_in_transaction": row.is_last,
         "schema_version": row.schema_version,

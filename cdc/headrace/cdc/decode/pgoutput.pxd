@@ -1,0 +1,56 @@
+# C types for the compiled twin of pgoutput.py; the Python file stays the only source of behaviour.
+cimport cython
+
+cdef unsigned long long _u32(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
+cdef unsigned long long _u64(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
+
+@cython.final
+cdef class _Relation:
+    cdef public object schema
+    cdef public bytes kinds
+    cdef public bytes identity
+    cdef public Py_ssize_t count
+
+@cython.final
+cdef class PgOutputDecoder:
+    cdef public str id_prefix
+    cdef public dict type_names
+    cdef public dict primary_keys
+    cdef public dict versions
+    cdef public list transactions
+    cdef public dict relations
+    cdef public unsigned long long wal_end
+    cdef public long long server_time_us
+    cdef public bint reply_requested
+    cdef public unsigned long long wants_key_of
+    cdef public bint in_transaction
+    cdef public bint versions_changed
+    cdef public unsigned long long skip_until
+    cdef list _rows
+    cdef Py_ssize_t _size
+    cdef unsigned long long _xid
+    cdef unsigned long long _commit_lsn
+    cdef long long _commit_us
+    cdef Py_ssize_t _pos
+
+    @cython.locals(index=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, data=bytes, kind=cython.uchar)
+    cpdef Py_ssize_t feed(self, list frames, Py_ssize_t start=*) except -1
+    cdef object _keepalive(self, bytes data)
+    @cython.locals(kind=cython.uchar)
+    cdef bint _message(self, bytes data, Py_ssize_t size) except -1
+    cdef object _begin(self, bytes data)
+    @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, end_lsn=cython.ulonglong, rows=list, changes=list, position=str, identifier=str, text=str)
+    cdef object _commit(self, bytes data)
+    cdef _Relation _relation(self, bytes data, str kind)
+    @cython.locals(relation=_Relation, row=tuple)
+    cdef object _insert(self, bytes data, Py_ssize_t size)
+    @cython.locals(relation=_Relation, before=tuple, after=tuple, pos=Py_ssize_t, part=cython.uchar)
+    cdef object _update(self, bytes data, Py_ssize_t size)
+    @cython.locals(relation=_Relation, before=tuple, part=cython.uchar)
+    cdef object _delete(self, bytes data, Py_ssize_t size)
+    cdef object _truncate(self, bytes data)
+    @cython.locals(count=Py_ssize_t, column=Py_ssize_t, kinds=bytes, identity=bytes, values=list, form=cython.uchar, length=Py_ssize_t, end=Py_ssize_t, kind=cython.uchar)
+    cdef tuple _tuple(self, bytes data, Py_ssize_t pos, Py_ssize_t size, _Relation relation, bint only_key)
+    cdef bint _announce(self, bytes data, Py_ssize_t size) except -1
+    @cython.locals(end=Py_ssize_t)
+    cdef str _cstring(self, bytes data, Py_ssize_t pos, Py_ssize_t size)

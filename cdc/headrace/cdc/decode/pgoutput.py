@@ -1,0 +1,405 @@
+"""pgoutput, protocol version 1, text mode: replication frames in, whole transactions out.
+
+Follows the PostgreSQL 18 manual, chapters "Streaming Replication Protocol" and "Logical Replication Message Formats". Sans-I/O:
+the whole memory of a decoder is its relations, their versions and the transaction under way. All integers are big-endian,
+times are microseconds since 2000-01-01 UTC on the wire and since 1970 outside this file::
+
+    frame      w  int64 start  int64 end  int64 time  message        a message: byte 25 on
+               k  int64 wal_end  int64 time  byte reply_now           18 bytes
+    message    B  int64 commit_lsn  int64 time  int32 xid
+               C  byte 0  int64 commit_lsn  int64 end_lsn  int64 time
+               R  int32 oid  cstring schema  cstring name  byte identity  int16 n  n x (byte flags, cstring, int32 oid, int32 mod)
+               Y  int32 oid  cstring schema  cstring name
+               I  int32 oid  N tuple
+               U  int32 oid  [K|O tuple]  N tuple
+               D  int32 oid  K|O tuple
+               T  int32 n  byte flags  n x int32 oid
+               O  int64 lsn  cstring name
+    tuple      int16 n  n x ( n | u | t int32 length bytes )
+
+The file runs as plain Python; pgoutput.pxd beside it adds the C types with which the build compiles it. Lengths and indexes are
+checked here, not left to the compiler's bounds checks: a short frame must become a DecodeError and never a row.
+"""
+
+from __future__ import annotations
+
+from headrace.cdc.errors import DecodeError
+from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Change, Column, Op, Row, TableSchema, Value
+from headrace.cdc.position import format_lsn
+
+_EPOCH_2000_US = 946_684_800_000_000
+
+# How a column's text becomes a value: text as it is, or the Python type that says the same without loss.
+_TEXT, _INT, _BOOL, _FLOAT = 0, 1, 2, 3
+_KINDS = {16: _BOOL, 20: _INT, 21: _INT, 23: _INT, 26: _INT, 700: _FLOAT, 701: _FLOAT}
+
+
+class Transaction:
+    """A committed transaction: its changes in order, and the LSN after which a restart goes on."""
+
+    __slots__ = ("changes", "commit_us", "end_lsn", "size_bytes", "xid")
+
+    def __init__(self, xid: int, end_lsn: int, commit_us: int, changes: list[Change], size_bytes: int) -> None:
+        self.xid = xid
+        self.end_lsn = end_lsn
+        self.commit_us = commit_us
+        self.changes = changes
+        self.size_bytes = size_bytes
+
+
+def row_kinds(type_oids: list[int]) -> bytes:
+    """One byte a column: how ``text_value`` reads it."""
+    return bytes([_KINDS.get(oid, _TEXT) for oid in type_oids])
+
+
+def text_value(data: bytes, kind: int) -> Value | Absent:
+    """One column's text as its value; the stream and the snapshot share it.
+
+    Exact by construction: integers and booleans have one spelling; a float is the shortest text that reads back as the
+    same number (extra_float_digits is pinned), NaN and the infinities stay text because JSON has no number for them.
+    """
+    if kind == _INT:
+        return int(data)
+    if kind == _BOOL:
+        return data == b"t"
+    if kind == _FLOAT and data not in (b"NaN", b"Infinity", b"-Infinity"):
+        return float(data)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return UNDECODABLE
+
+
+class _Relation:
+    """A table as the stream announced it: the schema for consumers, and what reading its tuples needs."""
+
+    def __init__(self, schema: TableSchema, kinds: bytes, identity: bytes) -> None:
+        self.schema = schema
+        self.kinds = kinds
+        self.identity = identity  # one byte a column: 1 = part of the replica identity
+        self.count = len(kinds)
+
+
+class PgOutputDecoder:
+    """Feed it frames; take whole transactions out of ``transactions`` and keepalives out of the three fields.
+
+    id_prefix: begins every change id; with the end LSN and the ordinal behind it the id is the same after any restart.
+    type_names: type OID -> name, also fed by Y messages. primary_keys: table OID -> column names, needed only for tables whose
+    replica identity isn't their primary key. versions: table OID -> (version, fingerprint), kept by the caller over restarts.
+    """
+
+    def __init__(
+        self,
+        id_prefix: str,
+        type_names: dict[int, str],
+        primary_keys: dict[int, tuple[str, ...]],
+        versions: dict[int, tuple[int, str]],
+    ) -> None:
+        self.id_prefix = id_prefix
+        self.type_names = type_names
+        self.primary_keys = primary_keys
+        self.versions = versions
+        self.transactions: list[Transaction] = []
+        self.relations: dict[int, _Relation] = {}
+        self.wal_end = 0
+        """Highest LSN that a keepalive named: all before it has been sent."""
+        self.server_time_us = 0
+        self.reply_requested = False
+        self.wants_key_of = 0
+        """OID of a table whose primary key the caller must put into primary_keys before feeding on; 0 = none."""
+        self.in_transaction = False
+        self.versions_changed = False
+        self.skip_until = 0
+        """Transactions whose end LSN is at most this were logged before and are dropped whole."""
+        self._rows: list[tuple[_Relation, Op, Row | None, Row | None]] = []
+        self._size = 0
+        self._xid = 0
+        self._commit_lsn = 0
+        self._commit_us = 0
+        self._pos = 0
+
+    def feed(self, frames: list[bytes], start: int = 0) -> int:
+        """Decode frames[start:]; the result is the index of the first frame not consumed.
+
+        That is len(frames) unless ``wants_key_of`` was set. Raises DecodeError on anything that doesn't follow the
+        protocol; the decoder must then be thrown away.
+        """
+        index = start
+        count = len(frames)
+        while index < count:
+            data = frames[index]
+            size = len(data)
+            try:
+                if size == 0:
+                    raise DecodeError("empty frame", kind="frame", index=0)
+                kind = data[0]
+                if kind == 119:  # w
+                    if size < 26:
+                        raise DecodeError("frame is shorter than its head", kind="w", index=size)
+                    if not self._message(data, size):
+                        return index
+                elif kind == 107:  # k
+                    if size != 18:
+                        raise DecodeError("keepalive is not 18 bytes long", kind="k", index=size)
+                    self._keepalive(data)
+                else:
+                    raise DecodeError("unknown frame", kind=chr(kind), index=0)
+            except IndexError as error:
+                raise DecodeError(
+                    "message ends too early", kind=chr(data[25]) if size > 25 else "frame", index=size
+                ) from error
+            index += 1
+        return index
+
+    def forget_connection(self) -> None:
+        """Drop what belongs to one connection: relations and the transaction under way."""
+        self.relations = {}
+        self._rows = []
+        self._size = 0
+        self.in_transaction = False
+        self.transactions = []
+        self.reply_requested = False
+
+    def _keepalive(self, data: bytes) -> None:
+        wal_end = _u64(data, 1)
+        if wal_end > self.wal_end:
+            self.wal_end = wal_end
+        self.server_time_us = _u64(data, 9) + _EPOCH_2000_US
+        if data[17] == 1:
+            self.reply_requested = True
+
+    def _message(self, data: bytes, size: int) -> bool:
+        kind = data[25]
+        if kind == 73:  # I
+            self._insert(data, size)
+        elif kind == 85:  # U
+            self._update(data, size)
+        elif kind == 68:  # D
+            self._delete(data, size)
+        elif kind == 66:  # B
+            self._begin(data)
+        elif kind == 67:  # C
+            self._commit(data)
+        elif kind == 82:  # R
+            return self._announce(data, size)
+        elif kind == 89:  # Y
+            oid = _u32(data, 26)
+            self._cstring(data, 30, size)
+            self.type_names[oid] = self._cstring(data, self._pos, size)
+        elif kind == 84:  # T
+            self._truncate(data)
+        elif kind != 79:  # O: where a change came from first is of no use here
+            raise DecodeError("unknown message", kind=chr(kind), index=25)
+        return True
+
+    def _begin(self, data: bytes) -> None:
+        if self.in_transaction:
+            raise DecodeError("a transaction begins inside another", kind="B", index=25)
+        self._commit_lsn = _u64(data, 26)
+        self._commit_us = _u64(data, 34) + _EPOCH_2000_US
+        self._xid = _u32(data, 42)
+        self._rows = []
+        self._size = 0
+        self.in_transaction = True
+
+    def _commit(self, data: bytes) -> None:
+        if not self.in_transaction or _u64(data, 27) != self._commit_lsn:
+            raise DecodeError("a commit without its begin", kind="C", index=25)
+        end_lsn = _u64(data, 35)
+        self.in_transaction = False
+        rows = self._rows
+        self._rows = []
+        if end_lsn <= self.skip_until:
+            return
+        xid = self._xid
+        commit_us = self._commit_us
+        position = format_lsn(end_lsn) + ":"
+        identifier = f"{self.id_prefix}{end_lsn:X}-"
+        last = len(rows) - 1
+        changes: list[Change] = []
+        ordinal = 0
+        for relation, op, before, after in rows:
+            text = str(ordinal)
+            changes.append(
+                Change(
+                    relation.schema,
+                    op,
+                    before,
+                    after,
+                    position + text,
+                    identifier + text,
+                    xid,
+                    ordinal,
+                    ordinal == last,
+                    commit_us,
+                )
+            )
+            ordinal += 1
+        self.transactions.append(Transaction(xid, end_lsn, commit_us, changes, self._size))
+
+    def _relation(self, data: bytes, kind: str) -> _Relation:
+        if not self.in_transaction:
+            raise DecodeError("a row outside a transaction", kind=kind, index=25)
+        relation = self.relations.get(_u32(data, 26))
+        if relation is None:
+            raise DecodeError("a row of a table that was not announced", kind=kind, index=26)
+        return relation
+
+    def _insert(self, data: bytes, size: int) -> None:
+        relation = self._relation(data, "I")
+        if data[30] != 78:  # N
+            raise DecodeError("an insert without a new row", kind="I", index=30)
+        row = self._tuple(data, 31, size, relation, False)
+        if self._pos != size:
+            raise DecodeError("bytes after the row", kind="I", index=self._pos)
+        self._size += size
+        self._rows.append((relation, "insert", None, row))
+
+    def _update(self, data: bytes, size: int) -> None:
+        relation = self._relation(data, "U")
+        before = None
+        pos = 30
+        part = data[30]
+        if part == 75 or part == 79:  # K, O
+            before = self._tuple(data, 31, size, relation, part == 75)
+            pos = self._pos
+        if data[pos] != 78:
+            raise DecodeError("an update without a new row", kind="U", index=pos)
+        after = self._tuple(data, pos + 1, size, relation, False)
+        if self._pos != size:
+            raise DecodeError("bytes after the row", kind="U", index=self._pos)
+        if part == 79 and UNCHANGED in after and before is not None:
+            # Under REPLICA IDENTITY FULL the old row is whole: what wasn't sent again stands there.
+            after = tuple([old if new is UNCHANGED else new for old, new in zip(before, after, strict=True)])
+        self._size += size
+        self._rows.append((relation, "update", before, after))
+
+    def _delete(self, data: bytes, size: int) -> None:
+        relation = self._relation(data, "D")
+        part = data[30]
+        if part != 75 and part != 79:
+            raise DecodeError("a delete without an old row", kind="D", index=30)
+        before = self._tuple(data, 31, size, relation, part == 75)
+        if self._pos != size:
+            raise DecodeError("bytes after the row", kind="D", index=self._pos)
+        self._size += size
+        self._rows.append((relation, "delete", before, None))
+
+    def _truncate(self, data: bytes) -> None:
+        if not self.in_transaction:
+            raise DecodeError("a truncate outside a transaction", kind="T", index=25)
+        count = _u32(data, 26)
+        pos = 31
+        for _ in range(count):
+            relation = self.relations.get(_u32(data, pos))
+            if relation is None:
+                raise DecodeError("a truncate of a table that was not announced", kind="T", index=pos)
+            self._rows.append((relation, "truncate", None, None))
+            self._size += 64
+            pos += 4
+
+    def _tuple(self, data: bytes, pos: int, size: int, relation: _Relation, only_key: bool) -> Row:
+        """The tuple at pos; leaves the index behind it in self._pos.
+
+        only_key: a K tuple fills the columns outside the identity with NULLs that mean "unknown", hence UNCHANGED.
+        """
+        count = (data[pos] << 8) | data[pos + 1]
+        pos += 2
+        if count != relation.count:
+            raise DecodeError("a row with another number of columns than announced", kind="tuple", index=pos)
+        kinds = relation.kinds
+        identity = relation.identity
+        values: list[Value | Absent] = []
+        for column in range(count):
+            form = data[pos]
+            pos += 1
+            if form == 116:  # t
+                length = _u32(data, pos)
+                pos += 4
+                end = pos + length
+                if end > size:
+                    raise DecodeError("a value longer than its message", kind="tuple", index=pos)
+                kind = kinds[column]
+                if kind == 0:
+                    try:
+                        values.append(data[pos:end].decode("utf-8"))
+                    except UnicodeDecodeError:
+                        values.append(UNDECODABLE)
+                elif kind == 1:
+                    values.append(int(data[pos:end]))
+                else:
+                    values.append(text_value(data[pos:end], kind))
+                pos = end
+            elif form == 110:  # n
+                values.append(UNCHANGED if only_key and identity[column] == 0 else None)
+            elif form == 117:  # u
+                values.append(UNCHANGED)
+            else:
+                raise DecodeError("unknown form of a value", kind="tuple", index=pos - 1)
+        self._pos = pos
+        return tuple(values)
+
+    def _announce(self, data: bytes, size: int) -> bool:
+        """An R message. False: the primary key is needed first, nothing was changed."""
+        oid = _u32(data, 26)
+        schema = self._cstring(data, 30, size) or "pg_catalog"
+        table = self._cstring(data, self._pos, size)
+        pos = self._pos
+        replica = chr(data[pos])
+        count = (data[pos + 1] << 8) | data[pos + 2]
+        pos += 3
+        columns: list[Column] = []
+        flags: list[int] = []
+        oids: list[int] = []
+        for _ in range(count):
+            flags.append(data[pos] & 1)
+            name = self._cstring(data, pos + 1, size)
+            pos = self._pos
+            type_oid = _u32(data, pos)
+            modifier = _u32(data, pos + 4)
+            if modifier >= 0x80000000:
+                modifier -= 0x100000000
+            pos += 8
+            oids.append(type_oid)
+            columns.append(Column(name, type_oid, self.type_names.get(type_oid, f"oid:{type_oid}"), modifier))
+        if pos != size:
+            raise DecodeError("bytes after the relation", kind="R", index=pos)
+        if replica in "fn":
+            names = self.primary_keys.get(oid)
+            if names is None:
+                self.wants_key_of = oid
+                return False
+            positions = {column.name: index for index, column in enumerate(columns)}
+            key = tuple([positions[name] for name in names]) if all(name in positions for name in names) else ()
+        else:
+            key = tuple([index for index, flag in enumerate(flags) if flag])
+        fingerprint = repr((schema, table, columns, key))
+        known = self.versions.get(oid)
+        version = 1 if known is None else known[0]
+        if known is None or known[1] != fingerprint:
+            version = 1 if known is None else known[0] + 1
+            self.versions[oid] = (version, fingerprint)
+            self.versions_changed = True
+        self.relations[oid] = _Relation(
+            TableSchema(schema, table, tuple(columns), key, replica, oid, version), row_kinds(oids), bytes(flags)
+        )
+        return True
+
+    def _cstring(self, data: bytes, pos: int, size: int) -> str:
+        """The zero-terminated text at pos; leaves the index behind it in self._pos."""
+        end = data.find(b"\0", pos)
+        if end < 0:
+            raise DecodeError("a name without its end", kind="name", index=size)
+        self._pos = end + 1
+        try:
+            return data[pos:end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise DecodeError("a name that is not UTF-8", kind="name", index=pos) from None
+
+
+def _u32(data: bytes, pos: int) -> int:
+    return (data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3]
+
+
+def _u64(data: bytes, pos: int) -> int:
+    return (_u32(data, pos) << 32) | _u32(data, pos + 4)
