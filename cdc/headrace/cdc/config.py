@@ -111,6 +111,9 @@ class Config(Struct, frozen=True):
     sections: dict[str, Any]
     folder: Path
     """Folder of the file: relative paths in it start there."""
+    log_type: str = "sqlite"
+    source_types: dict[str, str] = {}
+    """Name -> ``type:`` of each source."""
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -192,7 +195,10 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         raise ConfigError(
             f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems))
         )
-    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
+    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder,
+        log_type=tree.get("log", {}).get("type", "sqlite"),
+        source_types={str(name): value["type"] for name, value in tree["sources"].items()},
+    )
 
 
 def _typed(value: Any, path: str, group: str, default: str | None, problems: list[str]) -> Any:

@@ -24,7 +24,6 @@ cdef class PgOutputDecoder:
     cdef public bint reply_requested
     cdef public unsigned long long wants_key_of
     cdef public bint in_transaction
-    cdef public bint versions_changed
     cdef public unsigned long long skip_until
     cdef list _rows
     cdef Py_ssize_t _size

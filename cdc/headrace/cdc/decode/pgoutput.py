@@ -23,6 +23,8 @@ checked here, not left to the compiler's bounds checks: a short frame must becom
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Change, Column, Op, Row, TableSchema, Value
 from headrace.cdc.position import format_lsn
@@ -108,7 +110,6 @@ class PgOutputDecoder:
         self.wants_key_of = 0
         """OID of a table whose primary key the caller must put into primary_keys before feeding on; 0 = none."""
         self.in_transaction = False
-        self.versions_changed = False
         self.skip_until = 0
         """Transactions whose end LSN is at most this were logged before and are dropped whole."""
         self._rows: list[tuple[_Relation, Op, Row | None, Row | None]] = []
@@ -185,7 +186,8 @@ class PgOutputDecoder:
         elif kind == 89:  # Y
             oid = _u32(data, 26)
             self._cstring(data, 30, size)
-            self.type_names[oid] = self._cstring(data, self._pos, size)
+            # Only for a type the catalogue didn't name: of a domain this message gives the base type's name.
+            self.type_names.setdefault(oid, self._cstring(data, self._pos, size))
         elif kind == 84:  # T
             self._truncate(data)
         elif kind != 79:  # O: where a change came from first is of no use here
@@ -373,17 +375,20 @@ class PgOutputDecoder:
             key = tuple([positions[name] for name in names]) if all(name in positions for name in names) else ()
         else:
             key = tuple([index for index, flag in enumerate(flags) if flag])
-        fingerprint = repr((schema, table, columns, key))
-        known = self.versions.get(oid)
+        self.relations[oid] = _Relation(
+            self.versioned(TableSchema(schema, table, tuple(columns), key, replica, oid)), row_kinds(oids), bytes(flags)
+        )
+        return True
+
+    def versioned(self, table: TableSchema) -> TableSchema:
+        """The table with its version: a new one when name, columns or key differ from what was last known of its OID."""
+        fingerprint = f"{crc32(repr((table.schema, table.table, table.columns, table.key)).encode()):08x}"
+        known = self.versions.get(table.oid)
         version = 1 if known is None else known[0]
         if known is None or known[1] != fingerprint:
             version = 1 if known is None else known[0] + 1
-            self.versions[oid] = (version, fingerprint)
-            self.versions_changed = True
-        self.relations[oid] = _Relation(
-            TableSchema(schema, table, tuple(columns), key, replica, oid, version), row_kinds(oids), bytes(flags)
-        )
-        return True
+            self.versions[table.oid] = (version, fingerprint)
+        return TableSchema(table.schema, table.table, table.columns, table.key, table.identity, table.oid, version)
 
     def _cstring(self, data: bytes, pos: int, size: int) -> str:
         """The zero-terminated text at pos; leaves the index behind it in self._pos."""

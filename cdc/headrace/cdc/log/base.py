@@ -100,6 +100,10 @@ class EventLog(Protocol):
         """
         ...
 
+    async def retain(self, now_us: int) -> None:
+        """Drop what the configured retention (age, size) no longer keeps; called now and then."""
+        ...
+
     async def close(self) -> None:
         """Finish the appends under way and release the log; closing twice is fine."""
         ...

@@ -150,10 +150,10 @@ class Normaliser:
             )
         return result
 
-    def heartbeat(self, prefix: str, source_time_us: int, received_us: int, position: str) -> CustomerEvent:
+    def heartbeat(self, source_time_us: int, received_us: int, position: str) -> CustomerEvent:
         """The internal event that moves log time while the source is idle."""
         return CustomerEvent(
-            f"{prefix}hb-{source_time_us}",
+            f"{self._source}-hb-{source_time_us}",
             "heartbeat",
             "heartbeat",
             None,

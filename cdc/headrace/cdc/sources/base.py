@@ -21,12 +21,14 @@ class ChangeBatch(msgspec.Struct, gc=False):
     state: what the source wants back from ``EventLog.source_state`` after a restart.
     mark: handed back by ``durable``; means something to the source only.
     source_time_us: the server's clock at the last thing read, microseconds since 1970 UTC; log time moves by it.
+    position: text of the place after the batch.
     """
 
     changes: Sequence[Change]
     state: bytes
     mark: Any
     source_time_us: int
+    position: str
     is_heartbeat: bool = False
 
 

@@ -1,0 +1,186 @@
+"""The one composition root: configuration in, a running process out.
+
+Everything that lives long is a task of one TaskGroup. A failing capture stops the process (rather than skip, P8); a failing consumer is
+started again and never disturbs capture or another consumer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from headrace.cdc.capture import Capture
+from headrace.cdc.config import Config, plugins
+from headrace.cdc.consumer import Consumer, Services
+from headrace.cdc.errors import Action, HeadraceError
+from headrace.cdc.log.base import EventLog
+from headrace.cdc.metrics import CaptureMetrics
+from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.web import WebServer
+
+_log = logging.getLogger("headrace.app")
+
+_RETAIN_EVERY_S = 60.0
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 30.0
+
+
+class Application:
+    """One process: all captures, all consumers, one server, one log."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._registry = CollectorRegistry()
+        self._captures: list[Capture] = []
+        self._troubles: dict[str, str] = {}
+
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[str], None] | None = None) -> None:
+        """Work until ``stop`` is set. on_ready gets the server's base URL once every source streams.
+
+        Raises the first HeadraceError that stops the process; all parts have been stopped by then.
+        """
+        metrics = CaptureMetrics(self._registry)
+        log: EventLog = await plugins("headrace.logs")[self._config.log_type].from_config(self._config.log, self._config)
+        metrics.watch_log(log)
+        try:
+            services = Services(self._config, log, self._registry)
+            consumers = self._consumers(services)
+            self._captures = [
+                Capture(
+                    plugins("headrace.sources")[self._config.source_types[name]](name, section, self._config.events),
+                    Normaliser(name, self._config.events),
+                    log,
+                    metrics,
+                )
+                for name, section in self._config.sources.items()
+            ]
+            metrics.watch_sources(self.source_status)
+            server = WebServer(
+                self._config.server,
+                consumers=consumers,
+                sources=self.source_status,
+                log=log,
+                registry=self._registry,
+                troubles=lambda: dict(self._troubles),
+            )
+            await server.start()
+            try:
+                await self._supervise(stop, consumers, log, server, on_ready)
+            finally:
+                await server.stop()
+        finally:
+            await log.close()
+
+    def _consumers(self, services: Services) -> list[Consumer]:
+        built = (
+            kind.build(self._config.sections.get(kind.section) if kind.section else None, services)
+            for kind in plugins("headrace.consumers").values()
+        )
+        return [consumer for consumer in built if consumer is not None]
+
+    async def _supervise(
+        self,
+        stop: asyncio.Event,
+        consumers: list[Consumer],
+        log: EventLog,
+        server: WebServer,
+        on_ready: Callable[[str], None] | None,
+    ) -> None:
+        waiting = len(self._captures)
+
+        def started() -> None:
+            nonlocal waiting
+            waiting -= 1
+            if waiting == 0:
+                # What was made at start lives as long as the process: the collector needn't walk it in each full collection.
+                gc.collect()
+                gc.freeze()
+                if on_ready is not None:
+                    on_ready(server.url)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(capture.run(started)) for capture in self._captures]
+                tasks += [group.create_task(self._keep_running(consumer)) for consumer in consumers]
+                tasks.append(group.create_task(self._retain(log)))
+                await stop.wait()
+                for task in tasks:
+                    task.cancel()
+        except BaseExceptionGroup as failed:
+            raise _first(failed) from None
+
+    async def _keep_running(self, consumer: Consumer) -> None:
+        attempt = 0
+        while True:
+            began = time.monotonic()
+            try:
+                await consumer.run()
+                return
+            except HeadraceError as error:
+                if error.action is not Action.RETRY:
+                    # One consumer's final fault is shown in /readyz; the log goes on filling for it.
+                    self._troubles[consumer.name] = error.message
+                    _log.error("consumer %s stopped: %s", consumer.name, error.paragraph())
+                    return
+                reason = error.message
+            if time.monotonic() - began > _LONGEST_PAUSE_S:
+                attempt = 0
+            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
+            attempt += 1
+            self._troubles[consumer.name] = reason
+            _log.warning("consumer %s: %s; starting it again in %.1f s", consumer.name, reason, pause_s)
+            await asyncio.sleep(pause_s)
+            self._troubles.pop(consumer.name, None)
+
+    async def _retain(self, log: EventLog) -> None:
+        while True:
+            await log.retain(int(time.time() * 1_000_000))
+            await asyncio.sleep(_RETAIN_EVERY_S)
+
+    def source_status(self) -> dict[str, SourceStatus]:
+        """Every source's health by name."""
+        statuses: dict[str, SourceStatus] = {}
+        for capture in self._captures:
+            status = capture.source.status()
+            if capture.trouble:
+                status = SourceStatus("connecting", capture.trouble, status.position, status.lag_bytes, status.retained_bytes)
+            statuses[capture.source.name] = status
+        return statuses
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error to tell: the first HeadraceError, else the first of any kind."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = list(failed.exceptions)
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    return next((error for error in leaves if isinstance(error, HeadraceError)), leaves[0])
+
+
+def run(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
+    """Run until SIGINT or SIGTERM; uvloop where it is installed. Raises HeadraceError."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        await Application(config).run(stop, on_ready)
+
+    try:
+        import uvloop  # optional at run time: a platform without it runs on asyncio's own loop
+    except ImportError:
+        asyncio.run(main())
+    else:
+        uvloop.run(main())

@@ -1,0 +1,123 @@
+"""Drives one source into the log: read, normalise, append, and only then confirm.
+
+Appends overlap with reading: while one batch is being synced to disk the next is decoded. They are confirmed strictly in order, and a
+bounded number is under way; when it is reached the source isn't read, its socket fills, and the server waits (back-pressure).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from headrace.cdc.errors import Action, HeadraceError
+from headrace.cdc.log.base import EventLog
+from headrace.cdc.metrics import CaptureMetrics
+from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.sources.base import ChangeBatch, Source
+
+_log = logging.getLogger("headrace.capture")
+
+_UnderWay: TypeAlias = tuple[asyncio.Task[tuple[int, ...]], ChangeBatch]
+
+_UNDER_WAY = 8
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 30.0
+
+
+class Capture:
+    """Supervises one source for as long as the process runs."""
+
+    def __init__(
+        self,
+        source: Source,
+        normaliser: Normaliser,
+        log: EventLog,
+        metrics: CaptureMetrics,
+        *,
+        clock: Callable[[], float] = time.time,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.source = source
+        self._normaliser = normaliser
+        self._log = log
+        self._metrics = metrics
+        self._clock = clock
+        self._pause = pause
+        self.events_total = 0
+        self.trouble = ""
+        """Why the source is being tried again; "" while all is well."""
+
+    async def run(self, on_started: Callable[[], None] | None = None) -> None:
+        """Capture until cancelled.
+
+        A RETRY error starts the source again from what the log holds, with growing pauses; any other is raised. So is a RETRY
+        error of the very first start: a wrong DSN is a message to the person at the terminal, not a loop.
+        """
+        attempt = 0
+        has_started = False
+        try:
+            while True:
+                began = time.monotonic()
+                try:
+                    await self.source.start(await self._log.source_state(self.source.name))
+                    if not has_started:
+                        has_started = True
+                        if on_started is not None:
+                            on_started()
+                    self.trouble = ""
+                    await self._pump()
+                except HeadraceError as error:
+                    if error.action is not Action.RETRY or not has_started:
+                        raise
+                    if time.monotonic() - began > _LONGEST_PAUSE_S:
+                        attempt = 0
+                    pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0)
+                    attempt += 1
+                    self.trouble = error.message
+                    self._metrics.restarted(self.source.name)
+                    _log.warning("source %s: %s; trying again in %.1f s", self.source.name, error.message, pause_s)
+                    await self.source.stop()
+                    await self._pause(pause_s)
+        finally:
+            await self.source.stop()
+
+    async def _pump(self) -> None:
+        """Read and append until something fails; what was appended before the failure is still confirmed."""
+        under_way: asyncio.Queue[_UnderWay] = asyncio.Queue(_UNDER_WAY)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(under_way))
+                group.create_task(self._confirm(under_way))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            # The appends that are under way end by themselves: what becomes durable may still be confirmed.
+            while not under_way.empty():
+                append, batch = under_way.get_nowait()
+                outcome = await asyncio.gather(append, return_exceptions=True)
+                if not isinstance(outcome[0], BaseException):
+                    self.source.durable(batch.mark)
+
+    async def _read(self, under_way: asyncio.Queue[_UnderWay]) -> None:
+        source = self.source
+        while True:
+            batch = await source.read()
+            received_us = int(self._clock() * 1_000_000)
+            if batch.is_heartbeat:
+                events = [self._normaliser.heartbeat(batch.source_time_us, received_us, batch.position)]
+            else:
+                events = self._normaliser.events(batch.changes, received_us)
+            append = asyncio.create_task(self._log.append(events, source=source.name, state=batch.state))
+            await under_way.put((append, batch))
+
+    async def _confirm(self, under_way: asyncio.Queue[_UnderWay]) -> None:
+        while True:
+            append, batch = await under_way.get()
+            await append
+            self.source.durable(batch.mark)
+            self.events_total += len(batch.changes)
+            self._metrics.appended(self.source.name, len(batch.changes), batch.source_time_us)

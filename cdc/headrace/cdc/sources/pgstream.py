@@ -1,0 +1,182 @@
+"""One logical replication connection: frames in, confirmations out. Bytes only; decode/pgoutput.py knows what they mean.
+
+psycopg's ``pq`` layer does TLS, SCRAM and the framing; there is no replication API above it. The server sends one message per
+send(), so a reader that is woken for each pays for 130,000 wakes in 500,000 messages and slows the server down: while we are behind,
+a nap of a few milliseconds between reads costs nothing and lets messages gather. Caught up, no nap is taken: it would be pure latency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from collections.abc import Callable
+
+import psycopg
+from psycopg import pq
+
+from headrace.cdc.errors import SourceUnavailable
+from headrace.cdc.position import format_lsn
+
+_STATUS = struct.Struct(">cQQQqB")
+_EPOCH_2000_US = 946_684_800_000_000
+_NAP_S = 0.002
+_BEHIND_FRAMES = 256
+"""A read of at least so many frames means that more are coming: nap before the next one."""
+_GULP_FRAMES = 4096
+"""At most so many frames a read, so that the event loop gets its turn; about 1 MiB of ordinary rows."""
+_GULP_BYTES = 4 << 20
+
+
+class ReplicationStream:
+    """Reads ``START_REPLICATION`` of one slot.
+
+    connection: an open psycopg connection made with ``replication=database``; this object owns it from now on.
+    """
+
+    def __init__(
+        self, connection: psycopg.AsyncConnection[tuple[object, ...]], *, source: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._connection = connection
+        self._pg = connection.pgconn
+        self._source = source
+        self._clock = clock
+        self._was_behind = False
+        self._confirmed = 0
+        self._waiting: asyncio.Future[None] | None = None
+
+    async def start(self, slot: str, lsn: int, publication: str) -> None:
+        """Begin to stream after ``lsn``. Raises psycopg's error when the server refuses."""
+        quoted = publication.replace('"', '""').replace("'", "''")
+        query = (
+            f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(lsn)} '
+            f"(proto_version '1', publication_names '\"{quoted}\"')"
+        )
+        self._confirmed = lsn
+        self._pg.send_query(query.encode())
+        await self._flush()
+        while self._pg.is_busy():
+            await self._readable(None)
+            self._pg.consume_input()
+        result = self._pg.get_result()
+        if result is None or result.status != pq.ExecStatus.COPY_BOTH:
+            if result is None:
+                raise SourceUnavailable("the server closed the replication connection", source=self._source)
+            raise psycopg.errors.error_from_result(result, encoding="utf-8")
+
+    async def frames(self, timeout_s: float) -> list[bytes]:
+        """What has arrived; waits at most timeout_s for something, and may then be empty.
+
+        Raises SourceUnavailable when the link is gone.
+        """
+        if self._was_behind:
+            await asyncio.sleep(_NAP_S)
+        frames = self._gulp()
+        if not frames:
+            await self._readable(timeout_s)
+            frames = self._gulp()
+        self._was_behind = len(frames) >= _BEHIND_FRAMES
+        return frames
+
+    def _gulp(self) -> list[bytes]:
+        frames: list[bytes] = []
+        pg = self._pg
+        size = 0
+        try:
+            while len(frames) < _GULP_FRAMES and size < _GULP_BYTES:
+                pg.consume_input()
+                before = len(frames)
+                while len(frames) < _GULP_FRAMES and size < _GULP_BYTES:
+                    length, data = pg.get_copy_data(1)
+                    if length <= 0:
+                        if length < 0:
+                            raise self._ended()
+                        break
+                    frames.append(bytes(data))
+                    size += length
+                if len(frames) - before < 8:
+                    break
+        except psycopg.OperationalError as error:
+            if frames:
+                return frames  # what came before the break is whole; the next read reports the break
+            raise SourceUnavailable(
+                f"the replication connection broke: {_first_line(error)}", source=self._source
+            ) from error
+        return frames
+
+    def _ended(self) -> SourceUnavailable:
+        """The server ended the stream: say with which words."""
+        result = self._pg.get_result()
+        said = ""
+        if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+            said = result.error_message.decode(errors="replace").strip().splitlines()[0]
+        return SourceUnavailable(
+            f"the server ended the replication stream{': ' + said if said else ''}", source=self._source
+        )
+
+    async def confirm(self, lsn: int, *, reply: bool = False) -> None:
+        """Tell the server that everything before lsn is durable here. reply: ask it for a keepalive.
+
+        Never goes back; a lower lsn repeats the last one.
+        """
+        self._confirmed = max(self._confirmed, lsn)
+        message = _STATUS.pack(
+            b"r",
+            self._confirmed,
+            self._confirmed,
+            self._confirmed,
+            int(self._clock() * 1_000_000) - _EPOCH_2000_US,
+            1 if reply else 0,
+        )
+        try:
+            self._pg.put_copy_data(message)
+            await self._flush()
+        except psycopg.OperationalError as error:
+            raise SourceUnavailable(
+                f"the replication connection broke: {_first_line(error)}", source=self._source
+            ) from error
+
+    def wake(self) -> None:
+        """Make a waiting ``frames`` return now, with nothing."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    async def close(self) -> None:
+        """End the stream and the connection; closing twice is fine."""
+        await self._connection.close()
+
+    async def _flush(self) -> None:
+        while self._pg.flush():
+            await self._ready(writable=True, timeout_s=None)
+
+    async def _readable(self, timeout_s: float | None) -> bool:
+        return await self._ready(writable=False, timeout_s=timeout_s)
+
+    async def _ready(self, *, writable: bool, timeout_s: float | None) -> bool:
+        loop = asyncio.get_running_loop()
+        socket = self._pg.socket
+        ready: asyncio.Future[None] = loop.create_future()
+
+        def wake() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        self._waiting = ready
+        loop.add_reader(socket, wake)
+        if writable:
+            loop.add_writer(socket, wake)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await ready
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting = None
+            loop.remove_reader(socket)
+            if writable:
+                loop.remove_writer(socket)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
