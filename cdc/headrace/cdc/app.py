@@ -47,19 +47,19 @@ class Application:
         Raises the first HeadraceError that stops the process; all parts have been stopped by then.
         """
         metrics = CaptureMetrics(self._registry)
-        log: EventLog = await plugins("headrace.logs")[self._config.log_type].from_config(self._config.log, self._config)
+        log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
         try:
             services = Services(self._config, log, self._registry)
             consumers = self._consumers(services)
             self._captures = [
                 Capture(
-                    plugins("headrace.sources")[self._config.source_types[name]](name, section, self._config.events),
+                    choice.kind(name, choice.section, self._config.events),
                     Normaliser(name, self._config.events),
                     log,
                     metrics,
                 )
-                for name, section in self._config.sources.items()
+                for name, choice in self._config.sources.items()
             ]
             metrics.watch_sources(self.source_status)
             server = WebServer(

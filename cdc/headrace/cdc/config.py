@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
 import msgspec
 import yaml
@@ -72,6 +72,46 @@ class Section(Struct, forbid_unknown_fields=True, frozen=True):
     """Base of every section of the file: unknown keys are refused."""
 
 
+class Choice:
+    """A section whose ``type:`` picks one of the entry points of a group; the rest of its keys are that type's own.
+
+    A subclass names the group, so that it can stand as a field's type in any section. type: the entry point's name.
+    section: the struct that the entry point's ``config_type`` declares.
+    """
+
+    group: ClassVar[str]
+    default: ClassVar[str | None] = None
+    __slots__ = ("section", "type")
+
+    def __init__(self, type: str, section: Any) -> None:
+        self.type = type
+        self.section = section
+
+    @property
+    def kind(self) -> Any:
+        """The object that the entry point names."""
+        return plugins(self.group)[self.type]
+
+    @classmethod
+    def of_default(cls) -> Self:
+        """What an absent section means. Only for a group with a default whose struct needs no field."""
+        assert cls.default is not None
+        return cls(cls.default, plugins(cls.group)[cls.default].config_type())
+
+
+class LogChoice(Choice):
+    """The durable log's engine."""
+
+    group = "headrace.logs"
+    default = "sqlite"
+
+
+class SourceChoice(Choice):
+    """One source; its type has no default."""
+
+    group = "headrace.sources"
+
+
 class EventConfig(Section):
     """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
 
@@ -102,18 +142,15 @@ class ServerConfig(Section):
 
 
 class Config(Struct, frozen=True):
-    """The whole file. log and sources hold the structs of their ``type``; sections those of the consumers, by name."""
+    """The whole file. sections holds the structs of the consumers' own top-level keys, by name."""
 
-    log: Section
-    sources: dict[str, Section]
+    log: LogChoice
+    sources: dict[str, SourceChoice]
     events: dict[str, EventConfig]
     server: ServerConfig
     sections: dict[str, Any]
     folder: Path
     """Folder of the file: relative paths in it start there."""
-    log_type: str = "sqlite"
-    source_types: dict[str, str] = {}
-    """Name -> ``type:`` of each source."""
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -124,7 +161,7 @@ class Config(Struct, frozen=True):
 def plugins(group: str) -> dict[str, Any]:
     """The objects of one entry point group by name, ours and third parties'; looked up once.
 
-    Groups: headrace.sources, headrace.logs, headrace.consumers, headrace.commands.
+    Groups: headrace.sources, headrace.logs, headrace.consumers, headrace.stores, headrace.commands.
     """
     return {point.name: point.load() for point in entry_points(group=group)}
 
@@ -173,9 +210,9 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
-    log = _typed(tree.get("log", {}), "log", "headrace.logs", "sqlite", problems)
+    log = _build(LogChoice, tree.get("log") or {}, "log", problems)
     raw_sources = tree.get("sources")
-    sources: dict[str, Section] = {}
+    sources: dict[str, SourceChoice] = {}
     if not isinstance(raw_sources, dict) or not raw_sources:
         problems.append("sources: at least one source is needed, as name: {type: postgres, dsn: ...}")
     else:
@@ -184,7 +221,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
                 problems.append(
                     f"sources.{source}: a source's name is 1 to 40 of a-z, 0-9 and _, starting with a letter"
                 )
-            sources[str(source)] = _typed(value, f"sources.{source}", "headrace.sources", None, problems)
+            sources[str(source)] = _build(SourceChoice, value, f"sources.{source}", problems)
     events = _build(dict[str, EventConfig], tree.get("events") or {}, "events", problems)
     server = _build(ServerConfig, tree.get("server") or {}, "server", problems)
     built = {
@@ -195,25 +232,22 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         raise ConfigError(
             f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems))
         )
-    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder,
-        log_type=tree.get("log", {}).get("type", "sqlite"),
-        source_types={str(name): value["type"] for name, value in tree["sources"].items()},
-    )
+    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
 
 
-def _typed(value: Any, path: str, group: str, default: str | None, problems: list[str]) -> Any:
-    """Build the struct that ``type:`` names among the entry points of a group."""
-    kinds = plugins(group)
+def _build_choice(choice: type[Choice], value: Any, path: str, problems: list[str]) -> Any:
+    """Build the struct that ``type:`` names among the entry points of the choice's group."""
+    kinds = plugins(choice.group)
     if not isinstance(value, dict):
         problems.append(f"{path}: must be a mapping with a type")
         return None
-    name = value.get("type", default)
+    name = value.get("type", choice.default)
     if name not in kinds:
         said = "is missing" if name is None else f"{name!r} is unknown"
         problems.append(f"{path}.type: {said}; known: {', '.join(sorted(kinds))}")
         return None
     rest = {key: item for key, item in value.items() if key != "type"}
-    return _build(kinds[name].config_type, rest, path, problems)
+    return choice(name, _build(kinds[name].config_type, rest, path, problems))
 
 
 def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
@@ -224,6 +258,8 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             kind = base
     if _is_struct(kind):
         return _build_struct(kind, value, path, problems)
+    if isinstance(kind, type) and issubclass(kind, Choice):
+        return _build_choice(kind, value, path, problems)
     if get_origin(kind) is dict:
         item_kind = get_args(kind)[1]
         if not isinstance(value, dict):
@@ -311,27 +347,34 @@ def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: lis
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the file, made from the same structs that parse it."""
-    names: dict[str, Any] = {}
     parts: dict[str, type[Struct]] = {"events": EventConfig, "server": ServerConfig, **consumer_sections()}
-    typed = {
-        group: {name: kind.config_type for name, kind in plugins(group).items()}
-        for group in ("headrace.logs", "headrace.sources")
-    }
-    structs = [*parts.values(), *typed["headrace.logs"].values(), *typed["headrace.sources"].values()]
+    choices: list[type[Choice]] = [LogChoice, SourceChoice]
+
+    def hook(kind: type) -> dict[str, Any]:
+        if issubclass(kind, Choice):
+            if kind not in choices:
+                choices.append(kind)
+            return {"$ref": f"#/$defs/{kind.__name__}"}
+        return _unit_schema(kind)
+
     schemas, definitions = msgspec.json.schema_components(
-        structs, schema_hook=_unit_schema, ref_template="#/$defs/{name}"
+        parts.values(), schema_hook=hook, ref_template="#/$defs/{name}"
     )
-    by_struct = dict(zip(structs, schemas, strict=True))
-    names.update(definitions)
-
-    def choice(group: str) -> dict[str, Any]:
-        return {
+    by_part = dict(zip(parts, schemas, strict=True))
+    for choice in choices:  # grows while sections of a choice name further ones
+        structs = {name: kind.config_type for name, kind in sorted(plugins(choice.group).items())}
+        found, more = msgspec.json.schema_components(
+            structs.values(), schema_hook=hook, ref_template="#/$defs/{name}"
+        )
+        definitions |= more
+        definitions[choice.__name__] = {
+            "description": (choice.__doc__ or "").strip(),
             "anyOf": [
-                {"allOf": [{"properties": {"type": {"const": name}}}, _with_type(by_struct[kind], definitions)]}
-                for name, kind in sorted(typed[group].items())
-            ]
+                _with_type(schema, definitions, name, is_default=name == choice.default)
+                for name, schema in zip(structs, found, strict=True)
+            ],
         }
-
+    own = {key: by_part[key] for key in parts if key not in ("events", "server")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace.yaml",
@@ -339,20 +382,21 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["sources"],
         "properties": {
-            "log": choice("headrace.logs"),
-            "sources": {"type": "object", "additionalProperties": choice("headrace.sources"), "minProperties": 1},
-            "events": {"type": "object", "additionalProperties": by_struct[EventConfig]},
-            "server": by_struct[ServerConfig],
-            **{key: by_struct[struct] for key, struct in consumer_sections().items()},
+            "log": {"$ref": "#/$defs/LogChoice"},
+            "sources": {"type": "object", "additionalProperties": {"$ref": "#/$defs/SourceChoice"}, "minProperties": 1},
+            "events": {"type": "object", "additionalProperties": by_part["events"]},
+            "server": by_part["server"],
+            **own,
         },
-        "$defs": names,
+        "$defs": definitions,
     }
 
 
-def _with_type(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """A struct's schema that also allows the ``type`` key, which picks the struct and isn't a field of it."""
+def _with_type(schema: dict[str, Any], definitions: dict[str, Any], name: str, *, is_default: bool) -> dict[str, Any]:
+    """A struct's schema that also has the ``type`` key, which picks the struct and isn't a field of it."""
     struct = dict(definitions[schema["$ref"].rsplit("/", 1)[1]])
-    struct["properties"] = {"type": {"type": "string"}, **struct.get("properties", {})}
+    struct["properties"] = {"type": {"const": name}, **struct.get("properties", {})}
+    struct["required"] = [*([] if is_default else ["type"]), *struct.get("required", [])]
     return struct
 
 
@@ -365,12 +409,15 @@ def _unit_schema(kind: type) -> dict[str, Any]:
 
 
 __all__ = [
+    "Choice",
     "Config",
     "Duration",
     "EventConfig",
+    "LogChoice",
     "Section",
     "ServerConfig",
     "Size",
+    "SourceChoice",
     "consumer_sections",
     "json_schema",
     "load",

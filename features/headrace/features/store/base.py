@@ -65,6 +65,9 @@ class FeatureRow(msgspec.Struct, gc=False):
 class OnlineStore(Protocol):
     """One store of one Feast project. Called from the event loop only.
 
+    What an entry point of ``headrace.stores`` names also has ``config_type`` (the struct of ``features.store``) and the class
+    method ``from_config(section, *, project, folder)``, which opens nothing yet; relative paths start at folder.
+
     Raises StoreError (retry) when the server doesn't answer; a failed write has changed nothing or everything, and writing
     the same thing again is harmless.
     """
