@@ -30,9 +30,9 @@ from headrace.features.values import whole_number
 DOUBLE_SCALE_BITS: Final = 1074
 DECIMAL_SCALE: Final = 38
 
-_TEN: Final = [10**power for power in range(DECIMAL_SCALE + 1)]
+_TEN: Final[list[int]] = [10**power for power in range(DECIMAL_SCALE + 1)]
 _DOUBLE_UNIT: Final = 1 << DOUBLE_SCALE_BITS
-_DECIMAL_UNIT: Final = _TEN[DECIMAL_SCALE]
+_DECIMAL_UNIT: Final[int] = _TEN[DECIMAL_SCALE]
 _DECIMAL = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
 
 # Three counters in one integer, so that they add and subtract as one slot.

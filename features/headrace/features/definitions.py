@@ -21,8 +21,8 @@ reads a table or a store; definitions.compile gives what the kernel runs.
 
 from __future__ import annotations
 
+import inspect
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -167,9 +167,9 @@ class FeatureView:
         self.name = name
         self._who = f"view {name!r}"
         _check_name(name, self.defined_at, self._who)
-        self._require(isinstance(entity, Entity), "entity must be an Entity")
-        self._require(isinstance(source, Table), 'source must be a Table, such as Table("public.orders")')
-        self._require(where is None or isinstance(where, Predicate), 'where must be a filter, such as col("status") == "paid"')
+        self._require(_is(entity, Entity), "entity must be an Entity")
+        self._require(_is(source, Table), 'source must be a Table, such as Table("public.orders")')
+        self._require(where is None or _is(where, Predicate), 'where must be a filter, such as col("status") == "paid"')
         self.entity = entity
         self.source = source
         self.features = tuple(features)
@@ -226,14 +226,14 @@ class FeatureView:
                 key in names, f"entity_key names {key!r}, which is no join key of entity {self.entity.name!r}; its join keys: {', '.join(names)}"
             )
         for key, column in given.items():
-            self._require(bool(column) and isinstance(column, str), f"join key {key!r} needs the name of a column")
+            self._require(bool(column) and _is(column, str), f"join key {key!r} needs the name of a column")
         return {key: given.get(key, key) for key in names}
 
     def _check_features(self) -> None:
         self._require(bool(self.features), "has no features: give at least one of latest(...), count(...), sum_(...)")
         taken = {key.name: f"join key {key.name!r}" for key in self.entity.join_keys}
         for feature in self.features:
-            self._require(isinstance(feature, Feature), "features must be made by latest(...), count(...), sum_(...)")
+            self._require(_is(feature, Feature), "features must be made by latest(...), count(...), sum_(...)")
             for name, _ in feature.windows:
                 if name in taken:
                     what = f"is already the name of {taken[name]}: give one of them another name="
@@ -275,15 +275,20 @@ def _windowed(
 
 
 def _check_name(name: str, where: str, who: str) -> None:
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None or "__" in name:  # pyright: ignore[reportUnnecessaryIsInstance]  # users' files aren't type-checked
+    if not _is(name, str) or _NAME.fullmatch(name) is None or "__" in name:
         # Feast joins view and feature by two underscores in full names.
         raise _wrong(where, who, "must be letters, digits and single underscores, not starting with a digit; give another name")
 
 
 def _check_type(dtype: ValueType, where: str, feature: str) -> None:
-    if not isinstance(dtype, ValueType):  # pyright: ignore[reportUnnecessaryIsInstance]  # users' files aren't type-checked
+    if not _is(dtype, ValueType):
         known = ", ".join(kind.value for kind in ValueType)
         raise _wrong(where, f"feature {feature!r}", f"unsupported type {_type_name(dtype)}; known: {known}")
+
+
+def _is(value: object, kind: type) -> bool:
+    """isinstance, for what type checkers believe already: users' files aren't always type-checked."""
+    return isinstance(value, kind)
 
 
 def _type_name(dtype: object) -> str:
@@ -296,7 +301,8 @@ def _wrong(where: str, who: str, reason: str) -> DefinitionError:
 
 def _caller() -> str:
     """``file:line`` of the nearest frame outside this folder: the user's own line."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
+    assert frame is not None
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FOLDER):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

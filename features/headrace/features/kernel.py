@@ -10,8 +10,9 @@ One batch of one view goes through these steps; between them the caller fetches 
 
 Rules. Updates retract what the row added before and add what it says now, also when its entity, its time or its place in the filter
 changes; a snapshot's ``read`` is an upsert. What a row added is its contribution, kept with the values used, so that a delete that brings
-only a key retracts exactly. A column that wasn't sent is taken from the contribution, or from the old image where the server sent one;
-if neither knows it, it reads as NULL and is counted. A change that an entity or a contribution has already seen is skipped, so a
+only a key retracts exactly. A column that wasn't sent is taken from the contribution, or from the old image where the server sent one; a
+row outside the filter is therefore kept as well when one of its values is long enough to be stored out of line. If nothing knows the
+value (the row had no entity before), it reads as NULL and is counted. A change that an entity or a contribution has already seen is skipped, so a
 replay changes nothing. An entity without rows that count has no row in the store.
 """
 
@@ -35,12 +36,16 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class SourceRow(msgspec.Struct, gc=False):
-    """A row that counts: for which entity, when, as of which change, with which values (order of CompiledView.columns)."""
+    """What is kept of a row: its entity, when, as of which change, with which values (order of CompiledView.columns).
+
+    counts: False for a row outside the filter, which adds nothing and is only remembered.
+    """
 
     entity: EntityKey
     time_us: int
     offset: int
     values: tuple[Value, ...]
+    counts: bool
     deltas: Deltas | None = None
 
 
@@ -48,6 +53,7 @@ class _Blob(msgspec.Struct, array_like=True, gc=False):
     time_us: int
     offset: int
     values: tuple[Any, ...]
+    counts: bool
 
 
 _decode: Final = msgspec.msgpack.Decoder(_Blob).decode
@@ -93,17 +99,18 @@ class ViewKernel:
     def stored_row(self, contribution: Contribution) -> SourceRow:
         """The row that a stored contribution stands for."""
         blob = _decode(contribution.blob)
-        return SourceRow(contribution.entity, blob.time_us, blob.offset, blob.values)
+        return SourceRow(contribution.entity, blob.time_us, blob.offset, blob.values, blob.counts)
 
     def new_row(self, change: RowChange, known: SourceRow | None) -> SourceRow | None:
-        """The row after a change, None when it counts for nobody. known: what is kept of it from before."""
+        """The row after a change, None when nothing of it need be kept. known: what is kept of it from before."""
         after = change.after
         if after is None:
             return None
         values: tuple[Value, ...] = self._filled(change, after, known) if UNSET in after else after
         if self.counts.missing and UNSET not in after:
             self.counts.missing = frozenset()
-        if self._where is not None and self._where(values) is not True:
+        counts = self._where is None or self._where(values) is True
+        if not counts and not self._may_be_out_of_line(values):
             return None
         parts: list[FeatureValue] = []
         for index, convert in self._entity:
@@ -115,7 +122,7 @@ class ViewKernel:
             if part is None:
                 return None
             parts.append(part)
-        return SourceRow(tuple(parts), self._time_us(change, values), change.offset, values)
+        return SourceRow(tuple(parts), self._time_us(change, values), change.offset, values, counts)
 
     def deltas_of(self, row: SourceRow, *, is_new: bool) -> Deltas:
         """What a row adds; its unreadable values are counted once, when it is new."""
@@ -129,6 +136,13 @@ class ViewKernel:
         """The row as the candidate for an entity's newest."""
         values = row.values
         return LatestRow(row.time_us, row.offset, key, tuple([values[index] for index in self.layout.latest_columns]))
+
+    def _may_be_out_of_line(self, values: Sequence[Value]) -> bool:
+        """An update may leave out one of these values: PostgreSQL moves none of 24 bytes or fewer, header included, out of line."""
+        for place, value in enumerate(values):
+            if isinstance(value, str) and place != self.view.event_time and (len(value) > 20 or not value.isascii()):
+                return True
+        return False
 
     def _filled(self, change: RowChange, after: Image, known: SourceRow | None) -> tuple[Value, ...]:
         """The after image with its gaps filled from what is known."""
@@ -213,11 +227,13 @@ class ViewBatch:
             counts.changes += 1
             if new is None and not old:
                 continue
-            if new is not None and change.op == "insert" and longest_us and new.time_us <= change.now_us - longest_us:
+            if new is not None and new.counts and change.op == "insert" and longest_us and new.time_us <= change.now_us - longest_us:
                 counts.late += 1
             current[key] = new
             self._contributions[key] = new
-            self._moves.append(_Move(change, key, old, new))
+            counting = [(row_key, row) for row_key, row in old if row.counts]
+            if counting or (new is not None and new.counts):
+                self._moves.append(_Move(change, key, counting, new if new is not None and new.counts else None))
 
     def wanted_entities(self) -> list[EntityKey]:
         """Entities whose states ``apply`` needs."""
@@ -235,16 +251,21 @@ class ViewBatch:
         kernel = self._kernel
         keeps_newest = bool(kernel.layout.latest_columns)
         has_event_time = kernel.view.event_time >= 0
+        # Entities met at this offset: one event may touch an entity twice (an update), or for many rows (a truncate).
+        met: dict[EntityKey, EntityState] = {}
+        met_at = -1
         for move in self._moves:
             change = move.change
             offset = change.offset
             now_us = change.now_us
-            met: list[EntityState] = []
+            if offset != met_at:
+                met = {}
+                met_at = offset
             for key, row in move.old:
                 state = self._state(row.entity, now_us)
-                if offset < state.applied:
+                if offset < state.applied and row.entity not in met:
                     continue
-                met.append(state)
+                met[row.entity] = state
                 state.shift(row.time_us, negated(kernel.deltas_of(row, is_new=False)))
                 state.rows -= 1
                 if not has_event_time and change.committed_us > state.event_time_us:
@@ -257,19 +278,18 @@ class ViewBatch:
             new = move.new
             if new is not None:
                 state = self._state(new.entity, now_us)
-                if offset >= state.applied:
-                    met.append(state)
+                if offset >= state.applied or new.entity in met:
+                    met[new.entity] = state
                     state.shift(new.time_us, kernel.deltas_of(new, is_new=True))
                     state.rows += 1
                     # A row's own time may lie in the future; an event can't be newer than the log.
                     moment = min(new.time_us, now_us)
-                    if moment > state.event_time_us:
-                        state.event_time_us = moment
+                    state.event_time_us = max(state.event_time_us, moment)
                     if keeps_newest and not state.must_rebuild:
                         latest = kernel.newest(move.key, new)
                         if state.latest is None or latest >= state.latest or state.latest.key == move.key:
                             state.latest = latest
-            for state in met:
+            for state in met.values():
                 state.applied = offset + 1
                 if state.rows == 0:
                     # As if it were read from the store again, where an entity without rows is no more.
@@ -286,10 +306,12 @@ class ViewBatch:
         rows: dict[bytes, SourceRow] = {}
         for key, blob in stored:
             if key not in self._contributions:
-                rows[key] = self._kernel.stored_row(Contribution(entity, blob))
-        for key, row in self._contributions.items():
-            if row is not None and row.entity == entity:
-                rows[key] = row
+                row = self._kernel.stored_row(Contribution(entity, blob))
+                if row.counts:
+                    rows[key] = row
+        for key, own in self._contributions.items():
+            if own is not None and own.counts and own.entity == entity:
+                rows[key] = own
         state = self._states[entity]
         state.latest = max((self._kernel.newest(key, row) for key, row in rows.items()), default=None)
         state.must_rebuild = False
@@ -315,7 +337,7 @@ class ViewBatch:
             writes.append(EntityWrite(entity, state.values(), state.event_time_us, state.encode(), state.due_us()))
         self._kernel.counts.written += len(writes)
         contributions = {
-            key: None if row is None else Contribution(row.entity, _pack(_Blob(row.time_us, row.offset, row.values)))
+            key: None if row is None else Contribution(row.entity, _pack(_Blob(row.time_us, row.offset, row.values, row.counts)))
             for key, row in self._contributions.items()
         }
         return writes, contributions

@@ -45,8 +45,7 @@ class Lane:
         now_us = self.log_time_us
         for event in events:
             before_us = now_us
-            if event.committed_us > now_us:
-                now_us = event.committed_us
+            now_us = max(now_us, event.committed_us)
             if event.row is not None:
                 timed: TimedEvent | None = None
                 for place, worker in enumerate(self.workers):

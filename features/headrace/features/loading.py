@@ -6,9 +6,9 @@ import importlib.util
 import itertools
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from headrace.cdc.errors import DefinitionError
 from headrace.features.compiled import CompiledView
@@ -73,6 +73,8 @@ def _views(names: Mapping[str, Any]) -> Iterator[FeatureView]:
         if isinstance(value, FeatureView):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from [item for item in value if isinstance(item, FeatureView)]
+            items = cast("Iterable[object]", value)
+            yield from [item for item in items if isinstance(item, FeatureView)]
         elif isinstance(value, Mapping):
-            yield from [item for item in value.values() if isinstance(item, FeatureView)]
+            named = cast("Mapping[object, object]", value)
+            yield from [item for item in named.values() if isinstance(item, FeatureView)]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from headrace.cdc.errors import DefinitionError
-from headrace.cdc.event import CustomerEvent, Op, RowPart, Value
+from headrace.cdc.event import CustomerEvent, Op, RowPart
 from headrace.features.compiled import CompiledView
 
 Image = tuple[Any, ...]
@@ -104,7 +104,7 @@ class RowReader:
     def _key_of(self, image: Image | None) -> bytes | None:
         if image is None:
             return None
-        values: list[Value] = [image[index] for index in self._view.row_key]
+        values: list[Any] = [image[index] for index in self._view.row_key]
         return None if UNSET in values else _encode(values)
 
 

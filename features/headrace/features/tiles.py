@@ -27,7 +27,7 @@ _NEVER: Final = -(1 << 62)
 """Tile index before all times."""
 
 _STEPS: Final = (38, 36, 34, 30, 20)
-_POWERS: Final = tuple((step, 10**step) for step in _STEPS)
+_POWERS: Final[tuple[tuple[int, int], ...]] = tuple([(step, 10**step) for step in _STEPS])
 
 
 class TrackPlan(msgspec.Struct, frozen=True):
@@ -184,11 +184,11 @@ def pack_slot(how: Pack, amount: int) -> Any:
 
 def unpack_slot(how: Pack, packed: Any) -> int:
     """Inverse of pack_slot."""
-    if isinstance(packed, list):
-        shift, amount = packed  # pyright: ignore[reportUnknownVariableType]
-        number = _large(amount)
-        return number << shift if how is Pack.DOUBLE else number * 10**shift  # pyright: ignore[reportUnknownVariableType]
-    return _large(packed)
+    if isinstance(packed, (int, bytes)):
+        return _large(packed)
+    shift: int = packed[0]
+    number = _large(packed[1])
+    return number << shift if how is Pack.DOUBLE else number * int(10**shift)
 
 
 def _small(amount: int) -> int | bytes:
