@@ -17,7 +17,7 @@ class StoreChoice(Choice):
     default = "sqlite"
 
 
-class FeaturesConfig(Section):
+class FeaturesConfig(Section, frozen=True):
     """Feature views kept fresh from the log."""
 
     definitions: Annotated[
