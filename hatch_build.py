@@ -48,7 +48,9 @@ class CompileHook(BuildHookInterface):
         work = root / "build" / f"cython-{sys.implementation.cache_tag}"
         work.mkdir(parents=True, exist_ok=True)
         extensions = [
-            Extension(".".join(Path(module).with_suffix("").parts[1:]), [str(root / module)], extra_compile_args=["-O2"])
+            Extension(
+                ".".join(Path(module).with_suffix("").parts[1:]), [str(root / module)], extra_compile_args=["-O2"]
+            )
             for module in HOT_MODULES
         ]
         here = Path.cwd()

@@ -71,7 +71,7 @@ class Database:
         self.connection = psycopg.connect(self.dsn, autocommit=True)
 
     def execute(self, query: str, *args: object) -> list[tuple[object, ...]]:
-        cursor = self.connection.execute(query, args or None)  # type: ignore[call-overload]
+        cursor = self.connection.execute(query, args or None)
         return cursor.fetchall() if cursor.description else []
 
     def drop(self) -> None:

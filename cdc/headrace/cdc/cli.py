@@ -23,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     points = {point.name: point for point in entry_points(group="headrace.commands")}
     parser = argparse.ArgumentParser(
-        prog="headrace", description="Committed rows become fresh features and delivered events, in order, with nothing lost."
+        prog="headrace",
+        description="Committed rows become fresh features and delivered events, in order, with nothing lost.",
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psycopg
 
@@ -50,7 +50,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def as_server_user() -> dict[str, Any]:
+class ServerUser(TypedDict, total=False):
+    """Arguments of Popen."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+    cwd: str
+
+
+def as_server_user() -> ServerUser:
     """Popen arguments that let root start a server that refuses root; empty for anybody else."""
     if os.geteuid() != 0:
         return {}
@@ -64,7 +73,9 @@ class PostgresServer:
     trust on loopback only), folder.
     """
 
-    def __init__(self, binaries: Path, *, settings: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, binaries: Path, *, settings: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         self.binaries = binaries
         self.settings = {
             "listen_addresses": "127.0.0.1",
@@ -95,9 +106,9 @@ class PostgresServer:
         self.folder.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(self.folder, _NOBODY, _NOBODY)
+        options = ["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"]
         made = subprocess.run(
-            [self.binaries / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]
-            + ["--locale", "C"],
+            [self.binaries / "initdb", "-D", self.data, *options],
             capture_output=True,
             text=True,
             check=False,
