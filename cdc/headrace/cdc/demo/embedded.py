@@ -140,6 +140,8 @@ class PostgresServer:
         """Start and wait until it answers. Raises EmbeddedServerError with the last line of its log."""
         if not self.data.exists():
             self.create()
+        else:
+            self._bring_within_reach()
         options = [part for key, value in self.settings.items() for part in ("-c", f"{key}={value}")]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
