@@ -74,7 +74,7 @@ class PostgresConfig(Section, frozen=True):
         return f"PostgresConfig({safe_name(self.dsn)}, tables={self.tables!r})"
 
 
-def conninfo(config: PostgresConfig, *, replication: bool = False, source: str) -> str:
+def conninfo(config: PostgresConfig, *, replication: bool = False, encoding: str = "UTF8", source: str) -> str:
     """The connection string with everything pinned. Raises ConfigError for a DSN that libpq can't read."""
     try:
         given = conninfo_to_dict(config.dsn)
@@ -93,7 +93,7 @@ def conninfo(config: PostgresConfig, *, replication: bool = False, source: str) 
     options = f"{given.get('options') or ''} {pinned}".strip()
     extra: dict[str, str | int] = {
         "options": options,
-        "client_encoding": "UTF8",
+        "client_encoding": encoding,
         "application_name": given.get("application_name") or "headrace",
         "connect_timeout": given.get("connect_timeout") or _CONNECT_TIMEOUT_S,
         "keepalives_idle": given.get("keepalives_idle") or 30,
