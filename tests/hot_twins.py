@@ -71,7 +71,8 @@ def _origins(module: ModuleType) -> set[str]:
 
 
 def _is_of_suite(module: ModuleType) -> bool:
-    return bool(module.__file__) and Path(str(module.__file__)).is_relative_to(ROOT / "tests")
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).is_relative_to(ROOT / "tests")
 
 
 def pytest_report_header() -> str:
