@@ -9,9 +9,9 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from fake_log import ListLog
 from prometheus_client import CollectorRegistry
 
+from fake_log import ListLog
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.sources.base import SourceStatus

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from fake_log import ListLog, heartbeat, order_event
 from serving import DEADLINE_S, Served, serving, until
 

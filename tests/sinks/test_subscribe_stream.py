@@ -9,11 +9,11 @@ import socket
 import aiohttp
 import msgspec
 import pytest
-from fake_log import ListLog, heartbeat, order_event
-from serving import DEADLINE_S, Served, sent_events, serving, take, until
 
+from fake_log import ListLog, heartbeat, order_event
 from headrace.cdc.errors import LogUnavailable
 from headrace.sinks.subscribe import SubscribeConfig
+from serving import DEADLINE_S, Served, sent_events, serving, take, until
 
 
 async def opened(served: Served, query: str = "", **headers: str) -> aiohttp.ClientResponse:

@@ -15,8 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from headrace.cdc.event import CustomerEvent, event_line
+from headrace.cdc.eventfilter import EventFilter
 from headrace.cdc.log.base import LogBatch
-from headrace.sinks.query import Envelope, EventFilter
+from headrace.sinks.query import Envelope
 
 _BLOCK_EVENTS = 256
 _BLOCK_BYTES = 64 << 10

@@ -15,7 +15,8 @@ import msgspec
 from multidict import MultiMapping
 
 from headrace.cdc.errors import ServerError
-from headrace.cdc.event import CustomerEvent, Kind
+from headrace.cdc.event import Kind
+from headrace.cdc.eventfilter import EventFilter
 
 Envelope: TypeAlias = Literal["headrace", "cloudevents"]
 
@@ -37,35 +38,6 @@ class RequestError(ServerError):
         super().__init__(message, advice=advice)
         self.status = status
         self.parameter = parameter
-
-
-class EventFilter(msgspec.Struct, frozen=True):
-    """Values of one parameter are alternatives; different parameters must all hold. Empty: no condition."""
-
-    names: frozenset[str] = frozenset()
-    kinds: frozenset[str] = frozenset()
-    tables: frozenset[str] = frozenset()
-    keys: frozenset[str] = frozenset()
-    has_heartbeats: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """True when every event passes that isn't a heartbeat, and no heartbeat does."""
-        return not (self.names or self.kinds or self.tables or self.keys or self.has_heartbeats)
-
-    def passes(self, event: CustomerEvent) -> bool:
-        if event.kind == "heartbeat" and not self.has_heartbeats:
-            return False
-        if self.kinds and event.kind not in self.kinds:
-            return False
-        if self.names and event.name not in self.names:
-            return False
-        if self.keys and event.key not in self.keys:
-            return False
-        if self.tables:
-            row = event.row
-            return row is not None and (row.table in self.tables or f"{row.schema}.{row.table}" in self.tables)
-        return True
 
 
 class Place(msgspec.Struct):
