@@ -1,0 +1,74 @@
+"""Runs the hot modules' .py files although compiled ones stand beside them: HEADRACE_PURE=1 (``make test`` does both).
+
+Such a run keeps only the tests whose module uses a hot module by name; the others would only repeat themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOT = runpy.run_path(str(ROOT / ".ci" / "hot.py"))
+"""The names of .ci/hot.py: hot_modules, libraries, stale."""
+
+NAMES = {".".join(Path(module).with_suffix("").parts[1:]): ROOT / module for module in HOT["hot_modules"]()}
+"""Import name of each hot module, and its .py file."""
+
+IS_PURE = os.environ.get("HEADRACE_PURE") == "1"
+
+
+class UncompiledFinder:
+    """Finds the .py file of a hot module before the import system would find the compiled one."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name not in NAMES:
+            return None
+        return importlib.util.spec_from_file_location(name, NAMES[name])
+
+
+def install() -> None:
+    """Put the finder first. Called before anything imports headrace."""
+    if IS_PURE:
+        early = NAMES.keys() & sys.modules.keys()
+        assert not early, f"{sorted(early)} were imported before the uncompiled twins could be chosen"
+        sys.meta_path.insert(0, UncompiledFinder)  # type: ignore[arg-type]  # static methods serve as well as an instance
+
+
+def uses_hot_module(module: ModuleType) -> bool:
+    """True when the test module holds a hot module or something that a hot module defines."""
+    for value in vars(module).values():
+        origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        if origin in NAMES:
+            return True
+    return False
+
+
+def pytest_report_header() -> str:
+    if IS_PURE:
+        return "headrace: hot modules uncompiled (HEADRACE_PURE=1), only their tests"
+    compiled = [name for name, path in NAMES.items() if HOT["libraries"](str(path.relative_to(ROOT)))]
+    return f"headrace: {len(compiled)} of {len(NAMES)} hot modules compiled"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not IS_PURE:
+        return
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        is_hot = isinstance(item, pytest.Function) and uses_hot_module(item.module)
+        (kept if is_hot else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
