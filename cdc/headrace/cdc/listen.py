@@ -68,7 +68,7 @@ def is_loopback(host: str) -> bool:
 
 def reachable_url(address: ListenAddress) -> str:
     """Base URL by which this machine reaches a server that listens there (a wildcard address is no destination)."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)  # noqa: S104 - nothing is bound here
     return f"http://{ListenAddress(host, address.port)}"
 
 

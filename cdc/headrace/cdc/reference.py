@@ -171,7 +171,7 @@ def _default(field: msgspec.structs.FieldInfo, kind: Any) -> str:
 def _yaml(value: Any) -> str:
     """A value as one would write it in the file."""
     if isinstance(value, str):
-        return value if value else '""'
+        return value or '""'
     if isinstance(value, Duration):
         return _with_unit(value.us, (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)))  # fmt: skip
     if isinstance(value, Size):

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import msgspec
 from aiohttp import web
@@ -480,7 +480,7 @@ def _keepalive(place: Place) -> bytes:
 
 
 def _refusal(error: RequestError) -> web.Response:
-    more: dict[str, Literal[""] | str] = {"parameter": error.parameter} if error.parameter else {}
+    more = {"parameter": error.parameter} if error.parameter else {}
     response = error_response(error.status, error.message, error.advice, **more)
     if error.status == 503:
         response.headers["Retry-After"] = _RETRY_AFTER_S
