@@ -11,12 +11,12 @@ import aiohttp
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from fake_log import ListLog
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.sources.base import SourceStatus
 from headrace.cdc.web import WebServer
 from headrace.sinks.subscribe import SubscribeConfig, Subscriptions
+from shop_log import ShopLog
 
 DEADLINE_S = 10.0
 STREAMING = SourceStatus("streaming", "", "0/1", lag_bytes=0, retained_bytes=4096)
@@ -24,7 +24,7 @@ STREAMING = SourceStatus("streaming", "", "0/1", lag_bytes=0, retained_bytes=409
 
 class Served(msgspec.Struct):
     url: str
-    log: ListLog
+    log: ShopLog
     subscriptions: Subscriptions
     server: WebServer
     registry: CollectorRegistry
@@ -34,7 +34,7 @@ class Served(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def serving(
-    log: ListLog,
+    log: ShopLog,
     *,
     config: ServerConfig | None = None,
     subscribe: SubscribeConfig | None = None,

@@ -8,18 +8,25 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from fake_log import ListLog, order_event
 from headrace.cdc.metrics import CaptureMetrics, capture_numbers
 from headrace.cdc.sources.base import SourceStatus
 from serving import serving
+from shop_log import ShopLog, order_event
 
-UNITS = "batches|bytes|code|events|fds|info|readers|requests|restarts|rows|seconds|tables|commits"  # what is counted is the unit
+UNITS = "batches|bytes|code|events|fds|info|readers|requests|restarts|rows|seconds|tables|commits|appends"  # what is counted is the unit
 NAME = re.compile(rf"headrace_(capture|source|log|consumer|subscribe|process)(_[a-z0-9]+)*_({UNITS})(_total)?")
 
 
-class CountingLog(ListLog):
+class CountingLog(ShopLog):
     def stats(self) -> dict[str, float | str]:
-        return {"size_bytes": 4096, "batches": 3, "commits": 5, "commit_seconds": 0.25, "path": "/secret"}
+        return {
+            "disk_bytes": 4096,
+            "appends_total": 9,
+            "events_total": 12,
+            "groups_total": 5,
+            "commit_s_total": 0.25,
+            "path": "/",
+        }
 
 
 async def test_every_metric_follows_the_pattern_and_is_explained() -> None:
@@ -51,14 +58,14 @@ async def test_every_metric_follows_the_pattern_and_is_explained() -> None:
     assert values["headrace_source_phase_code"] == 2
     assert values["headrace_source_snapshot_copied_rows"] == 10
     assert values["headrace_log_end_offset_events"] == 1
-    assert values["headrace_log_size_bytes"] == 4096
+    assert values["headrace_log_disk_bytes"] == 4096
     assert values["headrace_log_commit_seconds_total"] == 0.25
 
 
 async def test_a_scrape_survives_a_log_that_fails() -> None:
     from headrace.cdc.errors import LogUnavailable
 
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         log.failure = LogUnavailable("gone")
         async with served.http.get(f"{served.url}/metrics") as response:

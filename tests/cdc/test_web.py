@@ -15,7 +15,6 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from fake_log import ListLog, order_event
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Health
 from headrace.cdc.errors import ConfigError, LogUnavailable, ServerError, StoreError
@@ -23,6 +22,7 @@ from headrace.cdc.listen import ListenAddress, is_loopback
 from headrace.cdc.sources.base import SourceStatus
 from headrace.cdc.web import WebServer
 from serving import STREAMING, Served, serving
+from shop_log import ShopLog, order_event
 
 TOKENS = {"reader": "s3cret-one", "other": "s3cret-two"}
 
@@ -32,7 +32,7 @@ def server(listen: str, tokens: dict[str, str] | None = None) -> WebServer:
         ServerConfig(listen=listen, tokens=tokens or {}),
         consumers=[],
         sources=dict,
-        log=ListLog(),
+        log=ShopLog(),
         registry=CollectorRegistry(),
         troubles=dict,
     )
@@ -79,7 +79,7 @@ async def answer(served: Served, path: str, **headers: str) -> tuple[int, dict[s
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/v1/status", "/v1/events", "/v1/stream", "/nothing"])
 async def test_every_route_but_health_wants_a_known_token_when_one_is_set(path: str) -> None:
-    async with serving(ListLog(), config=ServerConfig(listen="127.0.0.1:0", tokens=TOKENS)) as served:
+    async with serving(ShopLog(), config=ServerConfig(listen="127.0.0.1:0", tokens=TOKENS)) as served:
         for headers in (
             {},
             {"Authorization": "Bearer "},
@@ -102,14 +102,14 @@ async def test_every_route_but_health_wants_a_known_token_when_one_is_set(path: 
 
 @pytest.mark.parametrize("token", TOKENS.values())
 async def test_each_token_opens_as_bearer_and_as_password(token: str) -> None:
-    async with serving(ListLog(), config=ServerConfig(listen="127.0.0.1:0", tokens=TOKENS)) as served:
+    async with serving(ShopLog(), config=ServerConfig(listen="127.0.0.1:0", tokens=TOKENS)) as served:
         basic = base64.b64encode(f"me:{token}".encode()).decode()
         for authorization in (f"Bearer {token}", f"bearer {token}", f"Basic {basic}"):
             assert (await answer(served, "/v1/status", Authorization=authorization))[0] == 200
 
 
 async def test_without_tokens_a_request_by_another_host_name_is_refused() -> None:
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         status, body = await answer(served, "/v1/status", Host="rebound.example.com")
         assert (status, "server.tokens" in body["advice"]) == (403, True)
         for host in ("localhost:8080", "127.0.0.1", "[::1]:99", "shop.localhost"):
@@ -224,7 +224,7 @@ def test_an_address_reads_back_as_written() -> None:
 
 
 async def test_readyz_names_every_part_that_is_not_ready() -> None:
-    log = ListLog()
+    log = ShopLog()
     sources = {
         "shop": STREAMING,
         "crm": SourceStatus("connecting", "db.internal:5432 refused the connection", ""),
@@ -255,15 +255,15 @@ async def test_readyz_names_every_part_that_is_not_ready() -> None:
 
 
 async def test_a_stopped_consumer_is_not_ready_with_its_trouble() -> None:
-    async with serving(ListLog(), troubles=lambda: {"features": "a definition is wrong"}, others=[Worker()]) as served:
+    async with serving(ShopLog(), troubles=lambda: {"features": "a definition is wrong"}, others=[Worker()]) as served:
         status, body = await answer(served, "/readyz")
         assert status == 503
         assert {"part": "features", "is_ready": False, "reason": "a definition is wrong"} in body["parts"]
 
 
 async def test_status_tells_places_lags_and_what_runs_compiled() -> None:
-    log = ListLog(partitions=1)
-    await log.append([order_event(number) for number in range(10)])
+    log = ShopLog(partitions=1)
+    await log.append_one_by_one([order_event(number) for number in range(10)])
     await log.trim(0, 2)
     async with serving(log, others=[Worker(offset=7)]) as served:
         status, body = await answer(served, "/v1/status")
@@ -282,7 +282,7 @@ async def test_status_tells_places_lags_and_what_runs_compiled() -> None:
 
 
 async def test_errors_are_words_and_advice_and_never_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    async with serving(ListLog(), others=[Worker()]) as served:
+    async with serving(ShopLog(), others=[Worker()]) as served:
         status, body = await answer(served, "/fail")
         assert (status, set(body)) == (500, {"error", "advice"})
         assert "42" not in str(body)
@@ -300,7 +300,7 @@ async def test_errors_are_words_and_advice_and_never_a_traceback(caplog: pytest.
 
 
 async def test_answers_are_private_typed_and_never_for_other_pages() -> None:
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         for path in ("/", "/healthz", "/v1/status", "/nothing", "/v1/events"):
             async with served.http.get(served.url + path, headers={"Origin": "http://evil.example"}) as response:
                 headers = response.headers

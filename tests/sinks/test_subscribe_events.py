@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fake_log import ListLog, heartbeat, order_event
 from serving import DEADLINE_S, Served, serving, until
+from shop_log import ShopLog, heartbeat, order_event
 
 
 async def pull(served: Served, query: str = "") -> tuple[list[dict[str, Any]], str]:
@@ -24,7 +24,7 @@ async def pull(served: Served, query: str = "") -> tuple[list[dict[str, Any]], s
 @pytest.mark.parametrize("partitions", [1, 4])
 @pytest.mark.parametrize("limit", [1, 7, 1000])
 async def test_pages_joined_by_their_cursor_are_the_log(partitions: int, limit: int) -> None:
-    log = ListLog(partitions)
+    log = ShopLog(partitions)
     await log.append([order_event(number) if number % 9 else heartbeat(number) for number in range(300)])
     async with serving(log) as served:
         seen: list[dict[str, Any]] = []
@@ -40,7 +40,7 @@ async def test_pages_joined_by_their_cursor_are_the_log(partitions: int, limit: 
 
 
 async def test_small_pages_reach_every_partition() -> None:
-    log = ListLog(partitions=4)
+    log = ShopLog(partitions=4)
     await log.append([order_event(number) for number in range(400)])
     async with serving(log) as served:
         reached: set[int] = set()
@@ -52,7 +52,7 @@ async def test_small_pages_reach_every_partition() -> None:
 
 
 async def test_a_long_poll_answers_with_the_first_event_that_passes() -> None:
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         polling = asyncio.create_task(pull(served, "?from=latest&wait=60&kind=page"))
         await until(lambda: any(reader.waker for reader in served.subscriptions._readers))
@@ -63,15 +63,15 @@ async def test_a_long_poll_answers_with_the_first_event_that_passes() -> None:
 
 
 async def test_a_long_poll_without_events_ends_with_a_cursor_past_what_was_filtered() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(1), order_event(2)])
     async with serving(log) as served:
         assert await pull(served, "?kind=page&wait=0.01") == ([], "g1.2")
 
 
 async def test_a_trimmed_place_is_410_with_the_oldest_that_is_kept() -> None:
-    log = ListLog()
-    await log.append([order_event(number) for number in range(10)])
+    log = ShopLog()
+    await log.append_one_by_one([order_event(number) for number in range(10)])
     await log.trim(0, 6)
     async with serving(log) as served:
         response = await served.http.get(f"{served.url}/v1/events?from=2")
@@ -82,7 +82,7 @@ async def test_a_trimmed_place_is_410_with_the_oldest_that_is_kept() -> None:
 
 
 async def test_a_cursor_of_another_log_is_refused_in_words() -> None:
-    async with serving(ListLog(generation="new")) as served:
+    async with serving(ShopLog(generation="new")) as served:
         for path in ("events", "stream"):
             response = await served.http.get(f"{served.url}/v1/{path}?from=old.0")
             assert response.status == 409
@@ -90,7 +90,7 @@ async def test_a_cursor_of_another_log_is_refused_in_words() -> None:
 
 
 async def test_a_cursor_ahead_of_an_older_copy_of_the_log_is_refused() -> None:
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         response = await served.http.get(f"{served.url}/v1/events?from=g1.7")
         assert response.status == 409
         assert "older copy" in (await response.json())["advice"]
@@ -120,7 +120,7 @@ async def test_a_cursor_ahead_of_an_older_copy_of_the_log_is_refused() -> None:
     ],
 )
 async def test_a_bad_parameter_is_named(query: str, parameter: str) -> None:
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         response = await served.http.get(f"{served.url}/v1/events?{query}")
         body = await response.json()
         assert response.status == 400, body
@@ -130,7 +130,7 @@ async def test_a_bad_parameter_is_named(query: str, parameter: str) -> None:
 
 
 async def test_an_offset_of_a_log_with_partitions_needs_the_partition() -> None:
-    log = ListLog(partitions=2)
+    log = ShopLog(partitions=2)
     await log.append([order_event(number) for number in range(20)])
     async with serving(log) as served:
         response = await served.http.get(f"{served.url}/v1/events?from=3")
@@ -142,6 +142,6 @@ async def test_an_offset_of_a_log_with_partitions_needs_the_partition() -> None:
 
 
 async def test_stream_knows_no_limit_and_no_head() -> None:
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         assert (await served.http.get(f"{served.url}/v1/stream?limit=3")).status == 400
         assert (await served.http.head(f"{served.url}/v1/stream")).status == 405

@@ -10,10 +10,10 @@ import aiohttp
 import msgspec
 import pytest
 
-from fake_log import ListLog, heartbeat, order_event
 from headrace.cdc.errors import LogUnavailable
 from headrace.sinks.subscribe import SubscribeConfig
 from serving import DEADLINE_S, Served, sent_events, serving, take, until
+from shop_log import ShopLog, heartbeat, order_event
 
 
 async def opened(served: Served, query: str = "", **headers: str) -> aiohttp.ClientResponse:
@@ -24,7 +24,7 @@ async def opened(served: Served, query: str = "", **headers: str) -> aiohttp.Cli
 
 
 async def test_an_event_appended_after_the_answer_began_arrives() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(1)])
     async with serving(log) as served:
         response = await opened(served)
@@ -42,7 +42,7 @@ async def test_an_event_appended_after_the_answer_began_arrives() -> None:
     ("start", "expected"), [("earliest", [0, 1, 2, 3]), ("latest", [3]), ("2", [2, 3]), ("g1.1", [1, 2, 3])]
 )
 async def test_a_stream_begins_where_from_says(start: str, expected: list[int]) -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(number) for number in range(3)])
     async with serving(log) as served:
         response = await opened(served, f"?from={start}")
@@ -52,7 +52,7 @@ async def test_a_stream_begins_where_from_says(start: str, expected: list[int]) 
 
 
 async def test_the_last_event_id_outweighs_from() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(number) for number in range(5)])
     async with serving(log) as served:
         response = await opened(served, "?from=earliest", Last_Event_ID="g1.3")
@@ -64,7 +64,7 @@ async def test_the_last_event_id_outweighs_from() -> None:
 async def test_reconnecting_at_any_moment_loses_and_doubles_nothing(seed: int) -> None:
     rng = random.Random(seed)
     partitions = rng.choice([1, 1, 3])
-    log = ListLog(partitions)
+    log = ShopLog(partitions)
     total = 1_500
     async with serving(log) as served:
 
@@ -113,7 +113,7 @@ async def test_reconnecting_at_any_moment_loses_and_doubles_nothing(seed: int) -
 async def test_filters_are_alternatives_in_one_parameter_and_conditions_over_several(
     query: str, expected: list[int]
 ) -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append(
         [
             order_event(0, key="42"),
@@ -136,7 +136,7 @@ async def test_filters_are_alternatives_in_one_parameter_and_conditions_over_sev
 
 
 async def test_an_idle_stream_gets_a_comment_and_a_cursor_past_what_was_filtered() -> None:
-    log = ListLog()
+    log = ShopLog()
     async with serving(log, keepalive_s=0.02) as served:
         response = await opened(served, "?kind=page")
         await log.append([order_event(1), order_event(2)])
@@ -149,7 +149,7 @@ async def test_an_idle_stream_gets_a_comment_and_a_cursor_past_what_was_filtered
 
 
 async def test_a_long_filtered_stretch_moves_the_cursor_without_waiting() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(number) for number in range(12_000)])
     async with serving(log) as served:
         response = await opened(served, "?from=earliest&kind=page")
@@ -163,7 +163,7 @@ async def test_a_long_filtered_stretch_moves_the_cursor_without_waiting() -> Non
 
 
 async def test_a_reader_that_stops_reading_costs_one_buffer_and_others_go_on() -> None:
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         host, _, port = served.url.removeprefix("http://").partition(":")
         stalled = socket.socket()
@@ -202,7 +202,7 @@ async def test_readers_at_the_same_place_share_one_encoding(monkeypatch: pytest.
         return original(event, partition, offset)  # type: ignore[arg-type]
 
     monkeypatch.setitem(frames.ENCODERS, "headrace", counting)
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         responses = [await opened(served) for _ in range(20)]
         await log.append([order_event(number) for number in range(50)])
@@ -213,7 +213,7 @@ async def test_readers_at_the_same_place_share_one_encoding(monkeypatch: pytest.
 
 
 async def test_without_readers_the_log_is_left_alone() -> None:
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         response = await opened(served)
         await log.append([order_event(1)])
@@ -235,8 +235,8 @@ async def test_without_readers_the_log_is_left_alone() -> None:
 
 
 async def test_a_trimmed_place_ends_the_stream_with_an_event_that_says_where_to_go_on() -> None:
-    log = ListLog()
-    await log.append([order_event(number) for number in range(10)])
+    log = ShopLog()
+    await log.append_one_by_one([order_event(number) for number in range(10)])
     await log.trim(0, 4)
     async with serving(log) as served:
         response = await opened(served, "?from=1")
@@ -251,7 +251,7 @@ async def test_a_trimmed_place_ends_the_stream_with_an_event_that_says_where_to_
 
 
 async def test_cloud_events_name_source_subject_and_time() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(1, key="c1"), heartbeat(2), order_event(3)])
     async with serving(log) as served:
         response = await opened(served, "?from=earliest&envelope=cloudevents")
@@ -274,7 +274,7 @@ async def test_cloud_events_name_source_subject_and_time() -> None:
 
 
 async def test_json_spread_over_lines_stays_one_data_line() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(1, properties=b'{\r\n "a": "x\\ny"\n}')])
     async with serving(log) as served:
         response = await opened(served, "?from=earliest")
@@ -284,7 +284,7 @@ async def test_json_spread_over_lines_stays_one_data_line() -> None:
 
 
 async def test_one_partition_of_several_is_followed_and_resumed_alone() -> None:
-    log = ListLog(partitions=3)
+    log = ShopLog(partitions=3)
     await log.append([order_event(number) for number in range(60)])
     async with serving(log) as served:
         response = await opened(served, "?from=0&partition=2")
@@ -299,7 +299,7 @@ async def test_one_partition_of_several_is_followed_and_resumed_alone() -> None:
 
 
 async def test_more_readers_than_admitted_get_503_and_a_time_to_come_back() -> None:
-    async with serving(ListLog(), subscribe=SubscribeConfig(max_subscribers=2)) as served:
+    async with serving(ShopLog(), subscribe=SubscribeConfig(max_subscribers=2)) as served:
         held = [await opened(served) for _ in range(2)]
         refused = await served.http.get(f"{served.url}/v1/stream")
         assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
@@ -312,7 +312,7 @@ async def test_more_readers_than_admitted_get_503_and_a_time_to_come_back() -> N
 
 async def test_open_streams_end_within_a_second_of_a_stop() -> None:
     loop = asyncio.get_running_loop()
-    async with serving(ListLog()) as served:
+    async with serving(ShopLog()) as served:
         response = await opened(served)
         began = loop.time()
         served.following.cancel()
@@ -325,7 +325,7 @@ async def test_open_streams_end_within_a_second_of_a_stop() -> None:
 
 async def test_a_stream_that_takes_nothing_does_not_hold_up_a_stop() -> None:
     loop = asyncio.get_running_loop()
-    log = ListLog()
+    log = ShopLog()
     async with serving(log) as served:
         response = await opened(served)
         body = b'{"text":"%b"}' % (b"x" * 60_000)
@@ -339,7 +339,7 @@ async def test_a_stream_that_takes_nothing_does_not_hold_up_a_stop() -> None:
 
 
 async def test_a_failed_log_ends_streams_with_words_and_stops_the_consumer() -> None:
-    log = ListLog()
+    log = ShopLog()
     await log.append([order_event(1)])
     async with serving(log) as served:
         response = await opened(served)

@@ -126,12 +126,13 @@ class _EngineCollector(Collector):
     """An engine may offer ``stats()``: a struct or mapping of numbers. Known names become series, others are left alone."""
 
     _GAUGES: Final = {
-        "size_bytes": ("headrace_log_size_bytes", "Bytes the log takes on disk."),
-        "batches": ("headrace_log_stored_batches", "Blobs of consecutive events that the log keeps."),
+        "disk_bytes": ("headrace_log_disk_bytes", "Bytes the log takes on disk."),
     }
     _COUNTERS: Final = {
-        "commits": ("headrace_log_commits", "Transactions committed by the engine since the start (group commit)."),
-        "commit_seconds": ("headrace_log_commit_seconds", "Time spent in them, the sync to disk included."),
+        "appends_total": ("headrace_log_appends", "Appends made durable since the start."),
+        "events_total": ("headrace_log_appended_events", "Events in them, heartbeats included."),
+        "groups_total": ("headrace_log_commits", "Transactions of the engine; one holds all that waited for it."),
+        "commit_s_total": ("headrace_log_commit_seconds", "Time spent in them, the sync to disk included."),
     }
 
     def __init__(self, log: EventLog) -> None:

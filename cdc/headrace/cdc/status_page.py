@@ -81,8 +81,8 @@ def _log(console: Console, log: dict[str, Any]) -> None:
             str(each["end"]),
         )
     console.print(table)
-    if "size_bytes" in log:
-        console.print(f"  {_bytes(log['size_bytes'])} on disk")
+    if "disk_bytes" in log:
+        console.print(f"  {_bytes(log['disk_bytes'])} on disk")
 
 
 def _consumers(console: Console, consumers: dict[str, Any]) -> None:

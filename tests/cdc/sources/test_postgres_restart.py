@@ -63,7 +63,7 @@ async def test_snapshot_under_writes_with_crashes_folds_to_the_tables(
     async def read() -> None:
         while not writing.done() or r.source.status().phase != "streaming":
             seen = len(r.changes)
-            await r.until(lambda: len(r.changes) > seen or r.source.status().phase == "streaming")
+            await r.until(lambda seen=seen: len(r.changes) > seen or r.source.status().phase == "streaming")
             if rng.random() < 0.1:
                 await r.restart(forget_confirmations=rng.random() < 0.7)
             await asyncio.sleep(0)
@@ -200,9 +200,7 @@ async def test_only_durable_places_are_confirmed(database: Database, reader: Mak
         for _ in range(2):  # two heartbeats, not made durable either
             batches.append(await r.source.read())
     (confirmed,) = database.execute(
-        "select confirmed_flush_lsn <= %s::pg_lsn from pg_replication_slots where slot_name = %s",
-        before,
-        r.source._slot,
+        "select confirmed_flush_lsn <= %s::pg_lsn from pg_replication_slots where slot_name = %s", before, r.source._slot
     )
     assert confirmed[0], "the server was told of a place that no log holds"
 

@@ -16,7 +16,9 @@ from headrace.cdc.sources.postgres_config import PostgresConfig
 from headrace.cdc.sources.preflight import Finding
 
 
-async def findings(dsn: str, events: dict[str, EventConfig] | None = None, **fields: object) -> dict[str, Finding]:
+async def findings(
+    dsn: str, events: dict[str, EventConfig] | None = None, **fields: object
+) -> dict[str, Finding]:
     config = PostgresConfig(dsn=dsn, **fields)  # type: ignore[arg-type]
     return {finding.code: finding for finding in await PostgresSource("shop", config, events or {}).check()}
 
@@ -31,7 +33,7 @@ async def test_a_missing_table_is_named(database: Database) -> None:
     database.execute("create table t (id int primary key)")
     found = await findings(database.dsn, tables=["public.t", "public.ordres", "t"])
     assert found["no-such-table"].severity == "error"
-    with pytest.raises(SourceRefused, match="public.ordres"):
+    with pytest.raises(SourceRefused, match=r"public\.ordres"):
         await PostgresSource("shop", PostgresConfig(dsn=database.dsn, tables=["public.ordres"]), {}).start(None)
     assert not database.execute("select from pg_replication_slots where database = %s", database.name), "nothing made"
     assert not database.execute("select from pg_publication")
@@ -152,6 +154,4 @@ async def test_a_wrong_dsn_never_shows_the_password() -> None:
 
 async def test_a_wrong_database_or_user_stops_rather_than_retries(database: Database) -> None:
     with pytest.raises(SourceRefused, match='database "nowhere" does not exist'):
-        await PostgresSource(
-            "shop", PostgresConfig(dsn=database.server.dsn.replace("dbname=postgres", "dbname=nowhere")), {}
-        ).start(None)
+        await PostgresSource("shop", PostgresConfig(dsn=database.server.dsn.replace("dbname=postgres", "dbname=nowhere")), {}).start(None)
