@@ -49,7 +49,7 @@ class SQLiteLogConfig(Section, frozen=True):
     retention: Annotated[
         Duration | None,
         Meta(description="Age above which events are dropped once every consumer has read them; null keeps them."),
-    ] = Duration(7 * 86_400_000_000)
+    ] = msgspec.field(default_factory=lambda: Duration(7 * 86_400_000_000))
     max_size: Annotated[
         Size | None,
         Meta(
