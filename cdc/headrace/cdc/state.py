@@ -79,6 +79,10 @@ class ProcessState:
         numbers = capture_numbers(self._registry)
         compiled = compiled_modules()
         troubles = self._troubles()
+        # Sources before the log's ends before the consumers: what a source calls durable then lies below the ends told beside it.
+        sources = {
+            name: msgspec.to_builtins(status) | numbers.get(name, {}) for name, status in self._sources().items()
+        }
         log: dict[str, Any] = {"generation": self._log.generation, "partitions": []}
         ends: list[int] = []
         try:
@@ -98,9 +102,7 @@ class ProcessState:
             "compiled": compiled,
             "time_us": int(now * 1_000_000),
             "started_us": int(self._started * 1_000_000),
-            "sources": {
-                name: msgspec.to_builtins(status) | numbers.get(name, {}) for name, status in self._sources().items()
-            },
+            "sources": sources,
             "log": log | engine_stats(self._log),
             "consumers": {consumer.name: _consumer(consumer, ends) for consumer in self._consumers},
             "troubles": troubles,
