@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -328,8 +329,10 @@ class LogContract:
         await log.close()
         with pytest.raises(HeadraceError, match="is closed"):
             await log.append(events(20, 1), source="shop", state=b"")
-        outcome = (await asyncio.gather(waiting, return_exceptions=True))[0]
-        assert isinstance(outcome, HeadraceError) or list(outcome.events) == events(0, len(outcome.events))
+        # The first append may have woken the read before the close could.
+        with contextlib.suppress(HeadraceError):
+            batch = await waiting
+            assert list(batch.events) == events(0, len(batch.events))
 
     async def test_a_read_that_waits_ends_when_the_log_is_closed(self, engine: Engine) -> None:
         log = await engine.open()

@@ -8,21 +8,18 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from cdc.log.append_until_killed import PARTITIONS, batch
-from contract.log_contract import DEADLINE_S, event, events, read_all
 
+from cdc.log.append_until_killed import PARTITIONS, batch, forked_writers
+from contract.log_contract import DEADLINE_S, event, events, read_all
 from headrace.cdc.errors import LogError, LogUnavailable, Trimmed
 from headrace.cdc.log.base import Bounds, Cursor, partition_of
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.log.sqlite_reader import SQLiteLogReader
-
-_TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -142,16 +139,8 @@ async def test_a_reader_never_holds_the_log_back(log: SQLiteLog, path: Path) -> 
 
 @pytest.fixture
 def forker() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "cdc.log.append_until_killed"],
-        env=os.environ | {"PYTHONPATH": str(_TESTS)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with forked_writers() as process:
         yield process
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 async def test_a_reader_follows_another_process_and_goes_on_after_its_crash(

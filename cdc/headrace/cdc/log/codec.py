@@ -71,11 +71,6 @@ def unframe(blob: bytes) -> tuple[CustomerEvent, ...]:
     return _decode(blob)
 
 
-def encoded_bytes(events: Sequence[CustomerEvent]) -> int:
-    """Size of the events as stored, without the header."""
-    return sum(len(piece.items) for piece in pack(events))
-
-
 def _header_bytes(count: int) -> int:
     return 1 if count < 16 else 3 if count < 1 << 16 else 5
 
