@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.cdc.errors import Fenced, HeadraceError, Trimmed
 from headrace.cdc.event import CustomerEvent, RowPart
-from headrace.cdc.log.base import Bounds, Cursor, EventLog, partition_of
+from headrace.cdc.log.base import Bounds, Cursor, LogBatch, partition_of
 
 DEADLINE_S = 10.0
 
@@ -48,7 +48,15 @@ def events(first: int, count: int, **rest: Any) -> list[CustomerEvent]:
     return [event(number, **rest) for number in range(first, first + count)]
 
 
-async def read_all(log: EventLog, partition: int = 0, offset: int | None = None) -> list[CustomerEvent]:
+class Readable(Protocol):
+    """The half of EventLog that read_all needs."""
+
+    async def read(self, partition: int, offset: int) -> LogBatch: ...
+
+    async def bounds(self, partition: int) -> Bounds: ...
+
+
+async def read_all(log: Readable, partition: int = 0, offset: int | None = None) -> list[CustomerEvent]:
     """Everything kept from offset (default: the first) to the end, checking that offsets have no gap."""
     bounds = await log.bounds(partition)
     at = bounds.first if offset is None else offset

@@ -36,7 +36,7 @@ def batch(seed: int, number: int) -> list[CustomerEvent]:
 
 
 async def _append(path: Path, seed: int) -> None:
-    sqlite_checkpoint._PASS_BYTES = 1 << 18  # so that kills also meet checkpoints
+    sqlite_checkpoint._PASS_BYTES = 1 << 18  # type: ignore[misc]  # so that kills also meet checkpoints
     log = await SQLiteLog.open(path, partitions=PARTITIONS)
     acked = os.open(path.with_name(path.name + ".acked"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     number = int(await log.source_state("shop") or b"0")
