@@ -333,6 +333,7 @@ class LogContract:
         waiting = asyncio.create_task(log.read(0, 0, wait_s=DEADLINE_S))
         await asyncio.sleep(0)
         await asyncio.gather(log.close(), log.close())
+        assert all(task.done() for task in tasks)
         assert [await task for task in tasks] == [(n + 1,) for n in range(20)]
         await log.close()
         with pytest.raises(HeadraceError, match="is closed"):

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
 from contract.log_contract import event, events, read_all
@@ -22,6 +23,7 @@ from headrace.cdc.errors import ConfigError, Fenced, LogError, LogLocked, LogUna
 from headrace.cdc.log import sqlite, sqlite_checkpoint, sqlite_trim, sqlite_writer
 from headrace.cdc.log.base import Bounds, Cursor
 from headrace.cdc.log.codec import BLOB_BYTES
+from headrace.cdc.log.memory import MemoryLogConfig
 from headrace.cdc.log.sqlite import SQLiteLog, SQLiteLogConfig
 
 
@@ -475,3 +477,12 @@ def test_the_default_keeps_a_week() -> None:
     section = SQLiteLogConfig()
     assert section.retention is not None and section.retention.s == 7 * 86400
     assert (section.path, section.partitions, section.max_size) == ("headrace.log.db", 1, None)
+
+
+def test_the_sections_of_the_engines_have_a_json_schema() -> None:
+    schemas, parts = msgspec.json.schema_components(
+        [SQLiteLogConfig, MemoryLogConfig], schema_hook=lambda kind: {"type": "string"}
+    )
+    assert len(schemas) == 2
+    assert set(parts["SQLiteLogConfig"]["properties"]) == {"path", "retention", "max_size", "partitions"}
+    assert all("description" in part for part in parts["SQLiteLogConfig"]["properties"].values())

@@ -116,6 +116,21 @@ async def test_a_reader_stays_while_writers_come_and_go(path: Path) -> None:
     await reader.close()
 
 
+async def test_an_answer_is_asked_again_when_a_writer_appeared_meanwhile(path: Path) -> None:
+    await (await SQLiteLog.open(path)).close()
+    reader = await SQLiteLogReader.open(path)
+    asked = 0
+
+    def ask(connection: sqlite3.Connection) -> int:
+        nonlocal asked
+        asked += 1
+        path.with_name(path.name + "-wal").touch()
+        return asked
+
+    assert await reader._run(ask) == 2
+    await reader.close()
+
+
 async def test_no_log_and_a_foreign_file_are_refused(path: Path) -> None:
     with pytest.raises(LogUnavailable, match="there is no log at") as missing:
         await SQLiteLogReader.open(path)

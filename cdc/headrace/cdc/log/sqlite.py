@@ -48,8 +48,10 @@ class SQLiteLogConfig(Section, frozen=True):
     )
     retention: Annotated[
         Duration | None,
-        Meta(description="Age above which events are dropped once every consumer has read them; null keeps them."),
-    ] = Duration(7 * 86_400_000_000)
+        Meta(
+            description="Age above which events are dropped once every consumer has read them; null keeps them. Default: 7d."
+        ),
+    ] = msgspec.field(default_factory=lambda: Duration(7 * 86_400_000_000))  # a plain default has no JSON Schema
     max_size: Annotated[
         Size | None,
         Meta(
