@@ -28,7 +28,7 @@ def test_appends_joined_into_one_blob_are_one_array() -> None:
 def test_no_piece_of_more_than_one_event_exceeds_the_bound() -> None:
     stored = [*events(0, 600, size=5000), event(600, size=2 * BLOB_BYTES), *events(601, 600, size=5000)]
     pieces = pack(stored)
-    assert all(len(piece.items) <= BLOB_BYTES or piece.count == 1 for piece in pieces)
+    assert all(len(piece.array) <= BLOB_BYTES or piece.count == 1 for piece in pieces)
     assert unframe(frame(pieces)) == tuple(stored)
 
 

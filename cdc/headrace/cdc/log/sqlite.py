@@ -197,14 +197,15 @@ class SQLiteLog:
         if not events:
             parts = []
         elif self._identity.partitions == 1:
-            parts = [LanePart(0, self._next[0], tuple(events), pack(events))]
+            held = tuple(events)
+            parts = [LanePart(0, self._next[0], held, pack(held))]
         else:
             parts = self._split(events)
         size = 0
         for part in parts:
             self._next[part.partition] += len(part.events)
             for piece in part.pieces:
-                size += len(piece.items)
+                size += len(piece.array)
         ends: tuple[int, ...] = await self._submit(Append(source, state, parts, tuple(self._next), size))
         return ends
 
@@ -375,7 +376,7 @@ class SQLiteLog:
             for piece in part.pieces:
                 events = part.events if piece.count == len(part.events) else part.events[at : at + piece.count]
                 self._tails.add(
-                    part.partition, Chunk(part.first_offset + at, events, len(piece.items), piece.newest_us)
+                    part.partition, Chunk(part.first_offset + at, events, len(piece.array), piece.newest_us)
                 )
                 at += piece.count
             self._waiters.wake(part.partition)

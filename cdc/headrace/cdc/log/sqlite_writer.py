@@ -250,10 +250,10 @@ class _Run:
 
     def add(self, piece: Packed) -> Iterator[tuple[int, int, int, int, bytes]]:
         """The row that is full before this piece, if one is."""
-        if self._pieces and self._bytes + len(piece.items) > BLOB_BYTES:
+        if self._pieces and self._bytes + len(piece.array) > BLOB_BYTES:
             yield from self.cut()
         self._pieces.append(piece)
-        self._bytes += len(piece.items)
+        self._bytes += len(piece.array)
 
     def cut(self) -> Iterator[tuple[int, int, int, int, bytes]]:
         """The row of what is held, if anything is: id, first_offset, newest_us, crc, events."""
