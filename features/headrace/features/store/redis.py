@@ -60,6 +60,13 @@ _SCAN_COUNT: Final = 1000
 _PASSING: Final = frozenset({"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"})
 """Error replies that the server or its operator may end without any change here."""
 
+_CODES: Final[dict[type[Exception], str]] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.ExecAbortError: "EXECABORT",
+}
+"""Code words that redis-py takes off an error's text."""
+
 _DROPPING: Final = Checkpoint(spec_hash="", generation="", offsets=(), log_time_us=0)
 """Stored while a view is being dropped: no definition has this hash, so a drop cut short is seen and done again."""
 
@@ -124,6 +131,7 @@ class RedisStore:
         self._key_ttl_s = None if config.key_ttl is None else max(1, config.key_ttl.us // 1_000_000)
         self._fence = Fence()
         self._pool: Any = None
+        self._client_on_pool: Any = None
         self._feature_names: dict[tuple[bytes, bytes], str] = {}
         """(key prefix, hashed field) -> ``view:feature``: two features that share both would overwrite each other."""
 
@@ -139,6 +147,7 @@ class RedisStore:
         )
         pool.connection_kwargs["decode_responses"] = False  # the URL's parameters can't turn bytes into text
         self._pool = pool
+        self._client_on_pool = redis_asyncio.Redis(connection_pool=pool)
         self._fence = Fence()
         try:
             async with self._client() as client:
@@ -342,9 +351,9 @@ class RedisStore:
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncGenerator[Any]:
         """A client on the pool; its errors become ours."""
-        client: Any = redis_asyncio.Redis(connection_pool=self._open_pool())
+        self._open_pool()
         async with self._told():
-            yield client
+            yield self._client_on_pool
 
     @contextlib.asynccontextmanager
     async def _told(self) -> AsyncGenerator[None]:
@@ -356,10 +365,10 @@ class RedisStore:
                 advice="correct user and password in features.store.url; the user needs +@hash +@sortedset +@scripting +@keyspace",
             ) from error
         except exceptions.ResponseError as error:
-            word = re.match(r"-?([A-Z]{2,})\b", str(error))
-            code = word[1] if word else type(error).__name__
+            word = re.match(r"[A-Z]{2,}\b", str(error))
+            code = _CODES.get(type(error)) or (word[0] if word else type(error).__name__)
             said = f"Redis at {self._config.place} refused a command ({code})"
-            if code in _PASSING or isinstance(error, _PASSING_CLASSES):
+            if code in _PASSING:
                 raise StoreError(said, advice="look at the server: memory (maxmemory), disk, role, loading") from error
             raise StoreRefused(said, advice="look whether other programs use headrace's keys on that server") from error
         except (exceptions.RedisError, OSError) as error:
@@ -367,10 +376,6 @@ class RedisStore:
                 f"Redis at {self._config.place} doesn't answer ({type(error).__name__})",
                 advice="check that the server is up and that features.store.url names it",
             ) from error
-
-
-_PASSING_CLASSES: Final = (exceptions.ReadOnlyError, exceptions.OutOfMemoryError, exceptions.ExecAbortError)
-"""Replies whose code word redis-py takes off the text."""
 
 
 def _after(prefix: bytes) -> bytes:
