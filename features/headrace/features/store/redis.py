@@ -41,7 +41,6 @@ from headrace.features.store.fence import Fence, decode_checkpoint, encode_check
 from headrace.features.store.redisscript import (
     READ,
     Names,
-    names_of,
     pack_flush,
     unpack_contribution,
     unpack_layout,
@@ -132,6 +131,7 @@ class RedisStore:
         self._fence = Fence()
         self._pool: Any = None
         self._client_on_pool: Any = None
+        self._names_by_view: dict[str, Names] = {}
         self._feature_names: dict[tuple[bytes, bytes], str] = {}
         """(key prefix, hashed field) -> ``view:feature``: two features that share both would overwrite each other."""
 
@@ -198,9 +198,8 @@ class RedisStore:
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         if not writes:
             return
-        for write in writes:
-            self._watch_names(write.view)
-        commands = pack_flush(writes, self._fence, project=self.project, key_ttl_s=self._key_ttl_s)
+        names = [self._names(write.view) for write in writes]
+        commands = pack_flush(writes, names, self._fence, key_ttl_s=self._key_ttl_s)
         async with self._told():
             replies = await self._run(commands)
         for reply in replies:
@@ -321,11 +320,17 @@ class RedisStore:
                 return
 
     def _names(self, view: ViewSpec) -> Names:
-        return names_of(self.project, view)
+        """The view's names, made and checked once for each definition. Raises DefinitionError as _check_names does."""
+        names = self._names_by_view.get(view.name)
+        if names is None or (names.view is not view and names.view != view):
+            names = Names(self.project, view)
+            self._check_names(names)
+            self._names_by_view[view.name] = names
+        return names
 
-    def _watch_names(self, view: ViewSpec) -> None:
-        prefix = codec_of(view).key_prefix
-        for field, hashed in zip(view.fields, self._names(view).features, strict=True):
+    def _check_names(self, names: Names) -> None:
+        view, prefix = names.view, codec_of(names.view).key_prefix
+        for field, hashed in zip(view.fields, names.features, strict=True):
             mine = f"{view.name}:{field.name}"
             other = self._feature_names.setdefault((prefix, hashed), mine)
             if other != mine:
