@@ -418,17 +418,17 @@ class StoreContract(ABC):
         keys: list[EntityKey] = [(number,) for number in range(20)]
 
         async def write() -> None:
-            for turn in range(30):
-                rows = [row(key, (turn, float(turn), str(turn))) for key in keys]
+            for turn in range(60):
+                rows = [row(key, (turn, float(turn), str(turn)), event_time_us=TIME_US + turn) for key in keys]
                 await store.write([flush(CLICKS, rows, at(turn))])
 
         async def read() -> None:
             seen = 0
-            while seen < 29:
+            while seen < 59:
                 for found in await store.read(CLICKS, ["clicks_1h", "spend_1h", "last_page"], keys):
                     if found is not None:
                         clicks, spend, page = found.values
-                        assert (clicks, str(clicks)) == (spend, page)
+                        assert (clicks, str(clicks), found.event_time_us - TIME_US) == (spend, page, clicks)
                         seen = max(seen, int(str(clicks)))
 
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:

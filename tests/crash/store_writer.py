@@ -1,7 +1,7 @@
 """A process to be killed: writes flush after flush into an online store, and says each one's number once it is durable.
 
 Flush n is the same in every run, and so is what the store must hold after any number of them (see model): the checkpoint
-alone tells every row.
+alone tells every row. A second argument cuts the Redis flushes into pieces of that many arguments.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from headrace.features.spec import Field, ValueType, ViewSpec
+from headrace.features.store import redisscript
 from headrace.features.store.base import Checkpoint, Contribution, EntityWrite, OnlineStore, ViewWrite
 from headrace.features.store.redis import RedisStore, RedisStoreConfig
 from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig
@@ -90,4 +91,6 @@ async def main(place: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        redisscript.MAX_ARGS = int(sys.argv[2])
     asyncio.run(main(sys.argv[1]))

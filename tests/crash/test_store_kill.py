@@ -25,9 +25,9 @@ def lasting_redis() -> Iterator[RedisServer]:
     server.remove()
 
 
-def write_and_kill(place: str, flushes: int) -> int:
+def write_and_kill(place: str, flushes: int, *options: str) -> int:
     """Run the writer until it has told of that many flushes, kill it in the middle of a later one; the last it told of."""
-    writer = subprocess.Popen([sys.executable, store_writer.__file__, place], stdout=subprocess.PIPE, text=True)
+    writer = subprocess.Popen([sys.executable, store_writer.__file__, place, *options], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     with writer.stdout as lines:
         for count, _ in enumerate(lines, 1):
@@ -102,11 +102,14 @@ async def test_sqlite_after_a_power_cut_stands_at_an_earlier_checkpoint_as_a_who
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_killed_redis_feeder_and_server_leave_what_the_checkpoint_says(lasting_redis: RedisServer, seed: int) -> None:
+@pytest.mark.parametrize("options", [(), ("5",)], ids=["one script a flush", "many scripts a flush"])
+async def test_killed_redis_feeder_and_server_leave_what_the_checkpoint_says(
+    lasting_redis: RedisServer, seed: int, options: tuple[str, ...]
+) -> None:
     draw = random.Random(seed)
     told = 0
     for _ in range(2):
-        told = max(told, write_and_kill(lasting_redis.url, draw.randint(1, 60)))
+        told = max(told, write_and_kill(lasting_redis.url, draw.randint(1, 60), *options))
         lasting_redis.kill()
         lasting_redis.start()
         assert await check(lasting_redis.url, seed) >= told, f"seed {seed}"
