@@ -27,7 +27,9 @@ def lasting_redis() -> Iterator[RedisServer]:
 
 def write_and_kill(place: str, flushes: int, *options: str) -> int:
     """Run the writer until it has told of that many flushes, kill it in the middle of a later one; the last it told of."""
-    writer = subprocess.Popen([sys.executable, store_writer.__file__, place, *options], stdout=subprocess.PIPE, text=True)
+    writer = subprocess.Popen(
+        [sys.executable, store_writer.__file__, place, *options], stdout=subprocess.PIPE, text=True
+    )
     assert writer.stdout is not None
     with writer.stdout as lines:
         for count, _ in enumerate(lines, 1):
@@ -60,7 +62,9 @@ async def applied_flushes(store: OnlineStore, seed: int) -> int:
         assert {row: one.entity[0] for row, one in enumerate(kept) if one is not None} == contributions, f"seed {seed}"
         for key in range(CUSTOMERS):
             indexed = await store.contributions_of(view, (key,))
-            assert sorted(indexed) == sorted((b"%d" % row, b"blob") for row, owner in contributions.items() if owner == key)
+            assert sorted(indexed) == sorted(
+                (b"%d" % row, b"blob") for row, owner in contributions.items() if owner == key
+            )
     return count
 
 

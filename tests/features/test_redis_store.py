@@ -17,7 +17,10 @@ from headrace.features.store.base import Checkpoint, Contribution, EntityWrite, 
 from headrace.features.store.redis import RedisStore, RedisStoreConfig
 
 CLICKS = ViewSpec(
-    "clicks", (Field("customer_id", ValueType.INT64),), (Field("clicks_1h", ValueType.INT64), Field("page", ValueType.STRING)), "c1"
+    "clicks",
+    (Field("customer_id", ValueType.INT64),),
+    (Field("clicks_1h", ValueType.INT64), Field("page", ValueType.STRING)),
+    "c1",
 )
 ONE_KEY = b"\x01\0\0\0\x02\0\0\0\x0b\0\0\0customer_id\x04\0\0\0\x08\0\0\0\x01\0\0\0\0\0\0\0"
 
@@ -169,7 +172,9 @@ async def test_a_password_is_in_no_message_and_no_repr(redis_url: str, redis_ser
     assert "hunter2" not in unreachable.value.paragraph()
 
 
-async def test_a_user_without_the_rights_is_refused_with_the_rights_it_needs(redis_url: str, redis_server: RedisServer) -> None:
+async def test_a_user_without_the_rights_is_refused_with_the_rights_it_needs(
+    redis_url: str, redis_server: RedisServer
+) -> None:
     with redis.Redis(port=redis_server.port) as admin:
         admin.acl_setuser("reader", enabled=True, passwords=["+pw"], commands=["+ping"], keys=["*"])
         store = store_at(f"redis://reader:pw@127.0.0.1:{redis_server.port}/0")
@@ -177,9 +182,7 @@ async def test_a_user_without_the_rights_is_refused_with_the_rights_it_needs(red
         with pytest.raises(StoreRefused) as refused:
             await store.write([write_of(1)])
         assert "@scripting" in refused.value.advice
-        admin.acl_setuser(
-            "reader", categories=["+@hash", "+@sortedset", "+@scripting", "+@keyspace"]
-        )
+        admin.acl_setuser("reader", categories=["+@hash", "+@sortedset", "+@scripting", "+@keyspace"])
         await store.write([write_of(1)])
         await store.drop(CLICKS)
         await store.close()

@@ -130,7 +130,9 @@ async def test_a_table_that_another_feast_made_is_filled_as_that_feast_fills_it(
         await store.open()
         await store.write([write_of(5)])
         number = "value_num" if "value_num" in columns else "null"
-        assert feast.execute(f"select value_text, {number} from shop_clicks order by feature_name").fetchall() == expected
+        assert (
+            feast.execute(f"select value_text, {number} from shop_clicks order by feature_name").fetchall() == expected
+        )
         await store.close()
 
 

@@ -56,7 +56,9 @@ _READ_CHUNK: Final = 1000
 
 _SCAN_COUNT: Final = 1000
 
-_PASSING: Final = frozenset({"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"})
+_PASSING: Final = frozenset(
+    {"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"}
+)
 """Error replies that the server or its operator may end without any change here."""
 
 _CODES: Final[dict[type[Exception], str]] = {
@@ -142,9 +144,7 @@ class RedisStore:
     async def open(self) -> None:
         if self._pool is not None:
             raise RuntimeError("the store is open already")
-        pool = _ConnectionPool.from_url(
-            self._config.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
+        pool = _ConnectionPool.from_url(self._config.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         pool.connection_kwargs["decode_responses"] = False  # the URL's parameters can't turn bytes into text
         self._pool = pool
         self._client_on_pool = redis_asyncio.Redis(connection_pool=pool)
@@ -210,9 +210,7 @@ class RedisStore:
         for write in writes:
             self._fence.note(write.view, encode_checkpoint(write.checkpoint))
 
-    async def read(
-        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
-    ) -> list[FeatureRow | None]:
+    async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         codec, names = codec_of(view), self._names(view)
         fields = [codec.field(name) for name in features]
         places = [view.fields.index(field) for field in fields]

@@ -203,7 +203,8 @@ def pack_flush(
     project = b"%d" % len(names[0].project)
     ttl = b"" if key_ttl_s is None else b"%d" % key_ttl_s
     return [
-        chunk.command(heads, (project, b"1" if chunk is chunks[-1] else b"0", ttl, b"%d" % len(heads))) for chunk in chunks
+        chunk.command(heads, (project, b"1" if chunk is chunks[-1] else b"0", ttl, b"%d" % len(heads)))
+        for chunk in chunks
     ]
 
 
