@@ -280,8 +280,8 @@ class SQLiteStore:
                     advice="put the file on a local disk (features.store.path)",
                 )
             connection.execute("pragma synchronous = normal")
-            # Rows of random entities touch pages all over the file: with SQLite's own 2 MB and 1,000 pages the same
-            # benchmark (benchmarks/store_write.py, batches of 1,000) takes 7,700 rows/s in place of 14,800.
+            # Rows of random entities touch pages all over the file: with SQLite's own 2 MB and 1,000 pages large batches
+            # took about twice as long (docs/decisions/online-stores.md).
             connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
             connection.execute(f"pragma wal_autocheckpoint = {_WAL_PAGES}")
             with _transaction(connection):
