@@ -163,8 +163,7 @@ class PgOutputDecoder:
 
     def _keepalive(self, data: bytes) -> None:
         wal_end = _u64(data, 1)
-        if wal_end > self.wal_end:
-            self.wal_end = wal_end
+        self.wal_end = max(self.wal_end, wal_end)
         self.server_time_us = _u64(data, 9) + _EPOCH_2000_US
         if data[17] == 1:
             self.reply_requested = True

@@ -11,6 +11,8 @@ with the place where the next one begins, so a restart goes on at that place. Wh
    are dropped from the chunk, for the log already holds something newer; where the stream sent only part of a row (an unchanged
    TOAST value), the chunk's row is emitted with the newer columns laid over it.
 4. Every transaction delivered before the window opened must be visible. If one isn't, the chunk is read again.
+5. A row whose key moves while its table is being copied can go from where the copy hasn't been to where it won't come again. Its
+   update says all of it, but for large values that weren't sent again: such keys are noted and read once more at the end.
 
 So a consumer that lays the chunk's rows over what it has (a ``read`` is an upsert) holds the table's state at the high mark. A table
 without any key can't be read so: it is read whole, and goes into the log as a truncate followed by its rows.
@@ -27,7 +29,7 @@ from psycopg import sql
 
 from headrace.cdc.decode.copytext import copy_row
 from headrace.cdc.decode.pgoutput import Transaction, row_kinds
-from headrace.cdc.event import UNCHANGED, Absent, Change, Row, TableSchema, Value
+from headrace.cdc.event import UNCHANGED, Absent, Change, Row, TableSchema, Value, key_text
 from headrace.cdc.position import parse_lsn
 
 CHUNK_ROWS = 10_000
@@ -68,8 +70,9 @@ class Visibility(msgspec.Struct, frozen=True):
 class TableCopy(msgspec.Struct):
     """How far the copy of one table has come; part of the source's stored state.
 
-    after: text of the last key read, one a key column; empty before the first chunk. rows: how many are in the log.
-    estimate: the planner's row count at the start, for the progress shown to people; -1 unknown.
+    after: text of the last key read, one a column of the index; empty before the first chunk. again: keys to read once more
+    (rule 5), when all have been read once (is_read). rows: how many are in the log. estimate: the planner's row count at the
+    start, for the progress shown to people; -1 unknown.
     """
 
     oid: int
@@ -78,6 +81,30 @@ class TableCopy(msgspec.Struct):
     rows: int = 0
     is_done: bool = False
     estimate: int = -1
+    is_read: bool = False
+    again: list[tuple[str, ...]] = []
+
+    def note_moved(self, transaction: Transaction, key_columns: Sequence[str]) -> None:
+        """Remember the rows that must be read once more. key_columns: names in the order of the key's index."""
+        for change in transaction.changes:
+            if change.table.oid != self.oid or change.before is None or change.after is None:
+                continue
+            if UNCHANGED not in change.after:
+                continue
+            names = [column.name for column in change.table.columns]
+            order = tuple([names.index(name) for name in key_columns if name in names])
+            key = _key(_filled(change.after, change.before), order)
+            if _old_key(change, order) != key:
+                self.again.append(tuple([key_text(value) for value in key]))
+
+    def took(self, chunk: Chunk) -> None:
+        """The log has the chunk."""
+        if self.is_read:
+            self.again = self.again[chunk.again_count :]
+        else:
+            self.after = chunk.after
+            self.is_read = chunk.is_last
+        self.is_done = self.is_read and not self.again
 
 
 class SnapshotState(msgspec.Struct):
@@ -97,7 +124,10 @@ class SnapshotState(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct):
-    """Rows as one SELECT saw them. after: key text of the last row. is_last: the table has no more rows."""
+    """Rows as one SELECT saw them.
+
+    after: key text of the last row. is_last: the table has no more rows. again_count: so many noted keys were asked for.
+    """
 
     table: TableSchema
     rows: list[Row]
@@ -106,13 +136,7 @@ class Chunk(msgspec.Struct):
     visibility: Visibility
     high_lsn: int
     time_us: int
-
-
-class _Moved(msgspec.Struct):
-    """A row of the chunk that an unseen update changed without sending all of it."""
-
-    after: Row
-    schema: TableSchema
+    again_count: int = 0
 
 
 class ChunkWindow:
@@ -149,8 +173,7 @@ class ChunkWindow:
 
 def _by_key(chunk: Chunk, unseen: Iterable[Change]) -> list[Row]:
     key = chunk.table.key
-    rows: dict[KeyTuple, Row | None] = {_key(row, key): row for row in chunk.rows}
-    moved: list[Row] = []
+    rows = {_key(row, key): row for row in chunk.rows}
     # Keys whose row of the chunk went elsewhere: present here only while the stream has sent part of them.
     partial: dict[KeyTuple, Row] = {}
     for change in unseen:
@@ -161,7 +184,7 @@ def _by_key(chunk: Chunk, unseen: Iterable[Change]) -> list[Row]:
         image = change.after if change.after is not None else change.before
         assert image is not None  # only a truncate has neither
         old = _old_key(change, key)
-        source = partial.pop(old, None) or rows.get(old)
+        source = partial.pop(old, None) or rows.pop(old, None)
         rows.pop(old, None)
         if change.after is None:
             continue
@@ -170,8 +193,7 @@ def _by_key(chunk: Chunk, unseen: Iterable[Change]) -> list[Row]:
         partial.pop(new, None)
         if UNCHANGED in change.after and source is not None:
             partial[new] = _filled(change.after, source)
-    moved.extend(partial.values())
-    return [row for row in rows.values() if row is not None] + moved
+    return [*rows.values(), *partial.values()]
 
 
 def _as_multiset(rows: Sequence[Row], unseen: Iterable[Change]) -> list[Row]:
@@ -212,16 +234,19 @@ def _filled(row: Row, other: Row | None) -> Row:
 async def read_chunk(
     connection: psycopg.AsyncConnection[tuple[object, ...]],
     table: TableSchema,
-    after: tuple[str, ...],
+    copy: TableCopy,
     *,
+    order: tuple[int, ...],
     is_partitioned: bool,
     limit: int = CHUNK_ROWS,
 ) -> Chunk:
-    """Read the rows behind key ``after``; all rows of a table without a key.
+    """Read the rows behind key ``copy.after``, or those to be read again; all rows of a table without a key.
 
-    connection: autocommit, with the same pinned settings as the stream. Raises psycopg's errors.
+    order: the key's columns in the order of its index. connection: autocommit, with the same pinned settings as the stream.
+    Raises psycopg's errors.
     """
-    query = _chunk_query(table, after, is_partitioned=is_partitioned, limit=limit)
+    again = copy.again[:limit] if copy.is_read else []
+    query = _chunk_query(table, copy.after, again, order=order, is_partitioned=is_partitioned, limit=limit)
     kinds = row_kinds([column.type_oid for column in table.columns])
     rows: list[Row] = []
     last_line = b""
@@ -233,9 +258,13 @@ async def read_chunk(
             assert found is not None
             visibility = Visibility.parse(str(found[0]))
             time_us = int(float(str(found[1])) * 1_000_000)
-            async with cursor.copy(query) as copy:
+            statement = query.as_bytes(connection)
+            if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+                # No conversion: such a database may hold bytes that are no UTF-8, and the server would refuse to send them.
+                await cursor.execute("set local client_encoding = 'SQL_ASCII'")
+            async with cursor.copy(statement) as lines:
                 pending = 0
-                async for block in copy:
+                async for block in lines:
                     last_line = bytes(block)
                     rows.append(copy_row(last_line, kinds))
                     pending += 1
@@ -244,19 +273,40 @@ async def read_chunk(
                         await asyncio.sleep(0)  # the stream must be answered while a chunk is read
         finally:
             await cursor.execute("rollback")
-        await cursor.execute("select pg_catalog.pg_current_wal_insert_lsn()::text")
-        mark = await cursor.fetchone()
-        assert mark is not None
-    after_text = _key_text(last_line, table) if rows and table.key else after
+        high_lsn = await _high_mark(cursor)
+    after_text = _key_text(last_line, table, order) if rows and order else copy.after
     return Chunk(
         table=table,
         rows=rows,
         after=after_text,
-        is_last=not table.key or len(rows) < limit,
+        is_last=not order or len(rows) < limit,
         visibility=visibility,
-        high_lsn=_end_of_last_record(parse_lsn(str(mark[0]))),
+        high_lsn=high_lsn,
         time_us=time_us,
+        again_count=len(again),
     )
+
+
+async def _high_mark(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int:
+    """A WAL position behind every transaction that the SELECT saw, which the stream is sure to reach.
+
+    The stream reads what is flushed, and what was inserted last may stay unflushed for long on a quiet server: a SELECT itself
+    leaves such records (pruning, hint bits). A small message in the WAL, committed, flushes everything before it.
+    """
+    await cursor.execute(
+        "select r, (case when r then pg_catalog.pg_last_wal_replay_lsn() else pg_catalog.pg_current_wal_insert_lsn() end)::text,"
+        " (case when r then null else pg_catalog.pg_current_wal_flush_lsn() end)::text from pg_catalog.pg_is_in_recovery() r"
+    )
+    found = await cursor.fetchone()
+    assert found is not None
+    is_standby, inserted, flushed = found
+    mark = _end_of_last_record(parse_lsn(str(inserted)))
+    if not is_standby and parse_lsn(str(flushed)) < mark:
+        # local: this commit waits for our own server's disk, not for its replicas.
+        await cursor.execute("begin; set local synchronous_commit = local")
+        await cursor.execute("select pg_catalog.pg_logical_emit_message(true, 'headrace', '')")
+        await cursor.execute("commit")
+    return mark
 
 
 def _end_of_last_record(insert_lsn: int) -> int:
@@ -268,7 +318,15 @@ def _end_of_last_record(insert_lsn: int) -> int:
     return insert_lsn - into_page if into_page <= _LONGEST_PAGE_HEADER else insert_lsn
 
 
-def _chunk_query(table: TableSchema, after: tuple[str, ...], *, is_partitioned: bool, limit: int) -> sql.Composed:
+def _chunk_query(
+    table: TableSchema,
+    after: tuple[str, ...],
+    again: Sequence[tuple[str, ...]],
+    *,
+    order: tuple[int, ...],
+    is_partitioned: bool,
+    limit: int,
+) -> sql.Composed:
     columns = sql.SQL(", ").join(sql.Identifier(column.name) for column in table.columns)
     # ONLY: children of an inheritance parent are tables of their own; a partitioned root has no rows of its own.
     select = sql.SQL("select {} from {}{}").format(
@@ -276,19 +334,24 @@ def _chunk_query(table: TableSchema, after: tuple[str, ...], *, is_partitioned: 
         sql.SQL("" if is_partitioned else "only "),
         sql.Identifier(table.schema, table.table),
     )
-    if table.key:
-        key = sql.SQL(", ").join(sql.Identifier(table.columns[index].name) for index in table.key)
-        if after:
-            values = sql.SQL(", ").join(sql.Literal(text) for text in after)
-            select += sql.SQL(" where ({}) > ({})").format(key, values)
+    if order:
+        key = sql.SQL(", ").join(sql.Identifier(table.columns[index].name) for index in order)
+        if again:
+            select += sql.SQL(" where ({}) in ({})").format(key, sql.SQL(", ").join(_row_literal(keys) for keys in again))
+        elif after:
+            select += sql.SQL(" where ({}) > {}").format(key, _row_literal(after))
         select += sql.SQL(" order by {} limit {}").format(key, sql.Literal(limit))
     return sql.SQL("copy ({}) to stdout").format(select)
 
 
-def _key_text(line: bytes, table: TableSchema) -> tuple[str, ...]:
+def _row_literal(texts: tuple[str, ...]) -> sql.Composed:
+    return sql.SQL("({})").format(sql.SQL(", ").join(sql.Literal(text) for text in texts))
+
+
+def _key_text(line: bytes, table: TableSchema, order: tuple[int, ...]) -> tuple[str, ...]:
     """The server's own text of the key in a COPY line, to be given back as literals."""
     row = copy_row(line, bytes(len(table.columns)))
-    texts = [row[index] for index in table.key]
+    texts = [row[index] for index in order]
     if any(isinstance(text, Absent) or text is None for text in texts):
         raise psycopg.DataError(f"a key of {table.name} is not valid text in the database's encoding")
     return tuple([str(text) for text in texts])

@@ -39,7 +39,7 @@ from headrace.cdc.sources.pgsnapshot import (
     unseen_deliveries,
 )
 from headrace.cdc.sources.pgstream import ReplicationStream
-from headrace.cdc.sources.postgres_config import PostgresConfig, conninfo, connect_error, safe_name
+from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
 
 _log = logging.getLogger("headrace.source")
 
@@ -62,6 +62,7 @@ class PostgresState(msgspec.Struct):
     """
 
     system_identifier: str
+    timeline: int
     database: str
     slot: str
     incarnation: int
@@ -131,22 +132,15 @@ class PostgresSource:
         catalogue = await self._catalogue()
         if stored is not None:
             self._hold_history(stored, catalogue)
-        findings = preflight.findings(
-            catalogue, self._config, source=self._name, events=self._events
-        )
-        preflight.raise_for([finding for finding in findings if finding.code != "slot-in-use"], source=self._name)
+        preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         self._tables = {table.oid: table for table in catalogue.tables}
-        added = await self._hold_publication(catalogue)
+        await self._hold_publication(catalogue)
         slot_lsn = await self._hold_slot(catalogue)
-        if stored is None:
-            self._state = PostgresState(
-                catalogue.system_identifier, catalogue.database, self._slot, 0, slot_lsn, {}, None
-            )
-        else:
-            self._state = stored
-            if added:
-                await self._wait_for_older_transactions()
-        self._plan_snapshot(is_first=stored is None)
+        self._state = stored or PostgresState(
+            catalogue.system_identifier, catalogue.timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
+        )
+        if self._plan_snapshot():
+            await self._wait_for_older_transactions()
         self._decoder = PgOutputDecoder(
             f"{self._name}-{self._state.incarnation}-",
             await type_names(self._admin),
@@ -196,14 +190,35 @@ class PostgresSource:
             self._phase = "stopped"
             self._reason = "stopped"
 
-    async def _connect(self, *, replication: bool = False) -> _Connection:
+    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> _Connection:
         return await psycopg.AsyncConnection.connect(
-            conninfo(self._config, replication=replication, source=self._name), autocommit=True
+            conninfo(self._config, replication=replication, encoding=encoding, source=self._name), autocommit=True
         )
 
     async def _catalogue(self) -> Catalogue:
         assert self._admin is not None
         return await read_catalogue(self._admin, self._config, slot=self._slot, publication=self._publication)
+
+    def _findings(self, catalogue: Catalogue, *, is_first: bool) -> list[preflight.Finding]:
+        return preflight.findings(
+            catalogue,
+            self._config,
+            source=self._name,
+            slot=self._slot,
+            publication=self._publication,
+            events=self._events,
+            is_first=is_first,
+        )
+
+    async def check(self) -> list[preflight.Finding]:
+        """All that would go wrong with this source; changes nothing. Raises as ``start`` when the server can't be asked."""
+        try:
+            self._admin = await self._connect()
+            return self._findings(await self._catalogue(), is_first=True)
+        except psycopg.Error as error:
+            raise connect_error(error, config=self._config, source=self._name) from error
+        finally:
+            await self.stop()
 
     def _hold_history(self, stored: PostgresState, catalogue: Catalogue) -> None:
         """Refuse to go on where the stored position isn't a place of this server's history (P10)."""
@@ -234,8 +249,8 @@ class PostgresSource:
                 source=self._name,
             )
 
-    async def _hold_publication(self, catalogue: Catalogue) -> bool:
-        """Create the publication, or add tables that the configuration has and it hasn't. True when tables were added."""
+    async def _hold_publication(self, catalogue: Catalogue) -> None:
+        """Create the publication, or add tables that the configuration has and it hasn't."""
         assert self._admin is not None
         name = sql.Identifier(self._publication)
         publication = catalogue.publication
@@ -244,16 +259,15 @@ class PostgresSource:
             await self._admin.execute(
                 sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(name, tables)
             )
-            return False
+            return
         missing = [table for table in catalogue.tables if table.oid not in publication.table_oids]
         if publication.is_all_tables or not missing:
-            return False
+            return
         await self._admin.execute(
             sql.SQL("alter publication {} add table {}").format(
                 name, sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in missing)
             )
         )
-        return True
 
     async def _hold_slot(self, catalogue: Catalogue) -> int:
         """The LSN a first start streams from: the slot's own, creating it when it is missing."""
@@ -273,9 +287,10 @@ class PostgresSource:
             await connection.close()
 
     async def _wait_for_older_transactions(self) -> None:
-        """Wait until every transaction that began before a table was published has ended.
+        """Wait until every transaction that began before the slot, or before a table was published, has ended.
 
-        Their changes of that table aren't in the stream; the copy must begin only when a SELECT sees them.
+        Their changes needn't be in the stream, so the copy must begin only when a SELECT sees them. A transaction can stand
+        in the WAL as committed, before the slot's start, and still be invisible: with synchronous replication for long.
         """
         assert self._admin is not None
         cursor = await self._admin.execute("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text")
@@ -290,12 +305,16 @@ class PostgresSource:
             assert row is not None
             if int(str(row[0])) >= border:
                 return
-            await asyncio.sleep(0.1)
+            self._reason = "waiting for transactions that began before the copy; see pg_stat_activity for who holds one open"
+            await asyncio.sleep(_RETRY_CHUNK_S)
 
     async def _stream_from(self, lsn: int) -> None:
+        assert self._admin is not None
+        # A SQL_ASCII database may hold bytes that are no UTF-8: asked to convert them, the server would end the stream.
+        is_ascii = self._admin.info.parameter_status("server_encoding") == "SQL_ASCII"
         end = time.monotonic() + _SLOT_WAIT_S
         while True:
-            connection = await self._connect(replication=True)
+            connection = await self._connect(replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8")
             stream = ReplicationStream(connection, source=self._name)
             try:
                 await stream.start(self._slot, lsn, self._publication)
@@ -320,12 +339,15 @@ class PostgresSource:
 
     # the snapshot
 
-    def _plan_snapshot(self, *, is_first: bool) -> None:
-        """Which tables are still to be copied: all at the first start, later those that are new in the configuration."""
+    def _plan_snapshot(self) -> bool:
+        """Which tables are still to be copied: all at the first start, later those that are new in the configuration.
+
+        True when there are new ones.
+        """
         state = self._state
         assert state is not None
         if self._config.snapshot == "never":
-            return
+            return False
         known = {table.oid for table in state.snapshot.tables} if state.snapshot is not None else set[int]()
         new = [
             TableCopy(table.oid, f"{table.schema}.{table.name}", estimate=table.estimated_rows)
@@ -339,6 +361,7 @@ class PostgresSource:
             for table in gone:
                 table.is_done = True
             state.snapshot.tables.extend(new)
+        return bool(new)
 
     async def _next_chunk(self) -> None:
         """Open the window of the next chunk, then read it beside the stream."""
@@ -364,7 +387,9 @@ class PostgresSource:
             self._copier = await self._connect()
         table = self._tables[copy.oid]
         schema = self._decoder.versioned(table.table_schema())
-        return await read_chunk(self._copier, schema, copy.after, is_partitioned=table.is_partitioned)
+        return await read_chunk(
+            self._copier, schema, copy, order=table.key_order(), is_partitioned=table.is_partitioned
+        )
 
     async def _finish_chunk(self, transactions: list[Transaction]) -> list[Change]:
         """The rows of a chunk that the stream has passed, as changes; nothing while it hasn't."""
@@ -372,9 +397,13 @@ class PostgresSource:
         assert state is not None and state.snapshot is not None and decoder is not None
         if window is None:
             return []
+        copy = state.snapshot.current()
+        assert copy is not None
         for transaction in transactions:
             window.note(transaction)
             state.snapshot.delivered.append(transaction.xid)
+            if copy.oid in self._tables:
+                copy.note_moved(transaction, self._tables[copy.oid].identity_columns)
         if task is None or not task.done():
             return []
         try:
@@ -396,12 +425,9 @@ class PostgresSource:
             return []
         # What this SELECT sees, every later one sees too.
         state.snapshot.delivered = unseen_deliveries(state.snapshot.delivered, chunk.visibility)
-        copy = state.snapshot.current()
-        assert copy is not None
         changes = self._reads(chunk, rows, copy)
-        copy.after = chunk.after
         copy.rows += len(rows)
-        copy.is_done = chunk.is_last
+        copy.took(chunk)
         self._chunk_task = None
         await self._next_chunk()
         return changes
@@ -510,7 +536,7 @@ class PostgresSource:
             time_us = max(time_us, reads[-1].committed_us)
         if changes:
             self._ready.append(self._batch(changes, time_us))
-        elif transactions or (has_keepalive and time.monotonic() - self._last_emit >= heartbeat_s):
+        elif (transactions or has_keepalive) and time.monotonic() - self._last_emit >= heartbeat_s:
             self._ready.append(self._batch([], time_us, is_heartbeat=True))
 
     async def _decode(self, frames: list[bytes]) -> None:

@@ -193,7 +193,7 @@ class SQLiteStore:
         encoded = [codec.encode_key(key) for key in keys]
 
         def work(connection: sqlite3.Connection) -> list[FeatureRow | None]:
-            with self._told():
+            with self._told(), _transaction(connection, "begin"):  # one snapshot for all keys and both tables
                 if not self._has_table(connection, view):
                     return [None] * len(encoded)
                 cells = f"select feature_name, value, event_ts from {_table(self.project, view)} where entity_key = ?"
@@ -202,20 +202,19 @@ class SQLiteStore:
                     " where project = ? and name = ? and entity_key = ?"
                 )
                 found: list[FeatureRow | None] = []
-                with _transaction(connection, "begin"):  # one snapshot for all keys and both tables
-                    for key in encoded:
-                        rows = connection.execute(cells, (key,)).fetchall()
-                        if not rows:
-                            found.append(None)
-                            continue
-                        values = {name: value for name, value, _ in rows}
-                        time = connection.execute(exact, (self.project, view.name, key)).fetchone()
-                        found.append(
-                            FeatureRow(
-                                tuple(codec.decode_feature(field, values.get(field.name)) for field in fields),
-                                _event_time_us(rows[0][2], time),
-                            )
+                for key in encoded:
+                    rows = connection.execute(cells, (key,)).fetchall()
+                    if not rows:
+                        found.append(None)
+                        continue
+                    values = {name: value for name, value, _ in rows}
+                    time = connection.execute(exact, (self.project, view.name, key)).fetchone()
+                    found.append(
+                        FeatureRow(
+                            tuple(codec.decode_feature(field, values.get(field.name)) for field in fields),
+                            _event_time_us(rows[0][2], time),
                         )
+                    )
                 return found
 
         return await self._lane(self._reader).call(work)
@@ -224,7 +223,7 @@ class SQLiteStore:
         codec = codec_of(view)
 
         def work(connection: sqlite3.Connection) -> list[EntityKey]:
-            with self._told():
+            with self._told(), _transaction(connection, "begin"):
                 if not self._has_table(connection, view):
                     return []
                 query = f"select distinct entity_key from {_table(self.project, view)}"
@@ -309,8 +308,6 @@ class SQLiteStore:
         return int(connection.execute(query, (self.project, view.name)).fetchone()[0])
 
     def _has_table(self, connection: sqlite3.Connection, view: ViewSpec) -> bool:
-        if view.name in self._upserts:
-            return True
         query = "select 1 from sqlite_master where type = 'table' and name = ?"
         return connection.execute(query, (f"{self.project}_{view.name}",)).fetchone() is not None
 

@@ -1,0 +1,114 @@
+"""Folds what headrace emitted back into tables, and reads the same tables from the server: the two must be equal.
+
+A fold knows no shortcut: an event that doesn't fit what came before it (an update or delete of a row that isn't there) is an
+AssertionError, so lost and reordered changes show up even where the end state happens to be right.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+import psycopg
+
+from headrace.cdc.decode.pgoutput import row_kinds, text_value
+from headrace.cdc.event import UNCHANGED, Change, CustomerEvent
+
+PINNED = (
+    "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c bytea_output=hex -c extra_float_digits=3 "
+    "-c lc_monetary=C -c xmlbinary=base64"
+)
+
+Values = dict[str, Any]
+
+
+class Fold:
+    """Tables by ``schema.table``. is_snapshotting: before the initial copy is whole, a change may meet no row."""
+
+    def __init__(self) -> None:
+        self.tables: dict[str, dict[tuple[Any, ...], Values]] = {}
+        self.bags: dict[str, Counter[tuple[Any, ...]]] = {}
+        self.ids: set[str] = set()
+        self.is_snapshotting = True
+
+    def change(self, change: Change) -> None:
+        """Lay one decoded change over the tables."""
+        names = [column.name for column in change.table.columns]
+        key = [names[index] for index in change.table.key]
+
+        def known(row: tuple[Any, ...] | None) -> Values | None:
+            if row is None:
+                return None
+            return {name: value for name, value in zip(names, row, strict=True) if value is not UNCHANGED}
+
+        self._apply(change.id, change.table.name, change.op, key, known(change.before), known(change.after))
+
+    def event(self, event: CustomerEvent) -> None:
+        """Lay one logged event over the tables; heartbeats are nothing."""
+        row = event.row
+        if row is None:
+            return
+        key = None if row.key is None else msgspec.json.decode(row.key)
+        before = None if row.before is None else msgspec.json.decode(row.before)
+        after = None if row.op in ("delete", "truncate") else msgspec.json.decode(event.properties)
+        if key is not None and after is not None:
+            after = {**after, **key}
+        self._apply(event.id, f"{row.schema}.{row.table}", row.op, list(key or ()), before, after)
+
+    def _apply(
+        self, identifier: str, table: str, op: str, key: list[str], before: Values | None, after: Values | None
+    ) -> None:
+        assert identifier not in self.ids, f"{identifier} came twice"
+        self.ids.add(identifier)
+        if op == "truncate":
+            self.tables.pop(table, None)
+            self.bags.pop(table, None)
+            return
+        if not key:
+            self._bag(identifier, table, before, after)
+            return
+        rows = self.tables.setdefault(table, {})
+        new = None if after is None else tuple(after[name] for name in key)
+        old = new if before is None else tuple(before.get(name, None if after is None else after[name]) for name in key)
+        if op == "insert":
+            assert new not in rows or self.is_snapshotting, f"{identifier}: {table} {new} is there already"
+        if op in ("update", "delete"):
+            assert old in rows or self.is_snapshotting, f"{identifier}: {table} {old} isn't there to {op}"
+        former = rows.pop(old, {}) if op in ("update", "delete") else {}
+        if new is not None and after is not None:
+            rows[new] = {**former, **after}
+
+    def _bag(self, identifier: str, table: str, before: Values | None, after: Values | None) -> None:
+        bag = self.bags.setdefault(table, Counter())
+        if before is not None:
+            row = tuple(sorted(before.items()))
+            assert bag[row] > 0 or self.is_snapshotting, f"{identifier}: a row of {table} isn't there"
+            bag[row] -= 1
+        if after is not None:
+            bag[tuple(sorted(after.items()))] += 1
+
+    def rows(self, table: str) -> list[Values]:
+        """All rows of a table, in the order of their text."""
+        if table in self.bags:
+            return sorted((dict(row) for row, count in self.bags[table].items() for _ in range(count)), key=repr)
+        return sorted(self.tables.get(table, {}).values(), key=repr)
+
+
+def server_rows(dsn: str, table: str) -> list[Values]:
+    """The same of the server, by a plain SELECT of each column's text in a session with pinned settings."""
+    with psycopg.connect(dsn, options=PINNED) as connection:
+        cursor = connection.execute(f"select * from {table} limit 0")
+        assert cursor.description is not None
+        columns = [(column.name, column.type_code) for column in cursor.description]
+        texts = ", ".join('"' + name.replace('"', '""') + '"::text' for name, _ in columns)
+        kinds = row_kinds([oid for _, oid in columns])
+        result: list[Values] = []
+        for row in connection.execute(f"select {texts} from {table}").fetchall():
+            values: Values = {}
+            for (name, oid), text, kind in zip(columns, row, kinds, strict=True):
+                if text is not None and oid == 16:
+                    text = text[0]  # a boolean's text is true or false; its output form is t or f
+                values[name] = None if text is None else text_value(text.encode(), kind)
+            result.append(values)
+    return sorted(result, key=repr)
