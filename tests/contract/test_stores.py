@@ -9,13 +9,12 @@ import pytest
 
 pytest.register_assert_rewrite("contract.store_contract")
 
-from contract.store_contract import StoreContract  # noqa: E402  # rewritten asserts show their values
-
-from headrace.cdc.config import plugins  # noqa: E402
-from headrace.features.store.base import OnlineStore  # noqa: E402
-from headrace.features.store.memory import MemoryStore, MemoryStoreConfig  # noqa: E402
-from headrace.features.store.redis import RedisStore, RedisStoreConfig  # noqa: E402
-from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig  # noqa: E402
+from contract.store_contract import StoreContract  # rewritten asserts show their values
+from headrace.cdc.config import plugins
+from headrace.features.store.base import OnlineStore
+from headrace.features.store.memory import MemoryStore, MemoryStoreConfig
+from headrace.features.store.redis import RedisStore, RedisStoreConfig
+from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig
 
 
 class TestMemory(StoreContract):
