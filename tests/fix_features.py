@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from headrace.cdc.errors import Trimmed
 from headrace.cdc.event import CustomerEvent, Op, RowPart
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch
+from headrace.cdc.log.base import LogBatch
+from headrace.cdc.log.memory import MemoryLog
 from headrace.features.spec import EntityKey, ViewSpec
 from headrace.features.store.base import OnlineStore
 
@@ -69,71 +69,48 @@ def row_event(
     number = identity or str(next(_numbers))
     properties = encode(after if after is not None else {})
     return CustomerEvent(
-        f"{source}-{number}", "track", f"{name} {op}", None, committed_us, committed_us, committed_us, source, number, properties, row
+        f"{source}-{number}",
+        "track",
+        f"{name} {op}",
+        None,
+        committed_us,
+        committed_us,
+        committed_us,
+        source,
+        number,
+        properties,
+        row,
     )
 
 
 def heartbeat(committed_us: int, source: str = "shop") -> CustomerEvent:
     """The event that only moves log time."""
     return CustomerEvent(
-        f"{source}-hb-{committed_us}", "heartbeat", "heartbeat", None, committed_us, committed_us, committed_us, source, "0", b"{}"
+        f"{source}-hb-{committed_us}",
+        "heartbeat",
+        "heartbeat",
+        None,
+        committed_us,
+        committed_us,
+        committed_us,
+        source,
+        "0",
+        b"{}",
     )
 
 
-class ListLog:
-    """A log of one partition in a list; see EventLog. ``trim`` is forced by ``forget``."""
+class SlicedLog(MemoryLog):
+    """A log in memory whose reads give at most ``most`` events."""
 
-    def __init__(self, events: Sequence[CustomerEvent] = (), *, generation: str = "g1", partitions: int = 1) -> None:
-        self.events = list(events)
-        self.first = 0
-        self.generation = generation
-        self.partitions = partitions
-        self.cursors: dict[str, Cursor] = {}
-        self.most = 4096  # events one read gives at most
-        self._grown = asyncio.Event()
-
-    async def append(
-        self, events: Sequence[CustomerEvent], *, source: str = "shop", state: bytes = b"", epoch: int | None = None
-    ) -> tuple[int, ...]:
-        self.events.extend(events)
-        self._grown.set()
-        return (len(self.events),)
+    most = 4096
 
     async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch:
-        if offset < self.first:
-            raise Trimmed(f"offset {offset} is older than {self.first}")
-        if offset > len(self.events):
-            raise ValueError("beyond the end")
-        if offset == len(self.events) and wait_s:
-            self._grown.clear()
-            try:
-                await asyncio.wait_for(self._grown.wait(), wait_s)
-            except TimeoutError:
-                return LogBatch(0, offset, ())
-        return LogBatch(0, offset, tuple(self.events[offset : offset + min(self.most, max(1, max_bytes // 256))]))
+        batch = await super().read(partition, offset, max_bytes=max_bytes, wait_s=wait_s)
+        return LogBatch(partition, offset, batch.events[: self.most])
 
-    async def commit(self, group: str, partition: int, offset: int, *, state: bytes = b"") -> None:
-        stored = self.cursors.get(group)
-        if stored is not None and offset < stored.offset:
-            raise ValueError("a cursor never goes back")
-        self.cursors[group] = Cursor(offset, state)
-
-    async def committed(self, group: str, partition: int) -> Cursor | None:
-        return self.cursors.get(group)
-
-    async def source_state(self, source: str) -> bytes | None:
-        return None
-
-    async def bounds(self, partition: int) -> Bounds:
-        return Bounds(self.first, len(self.events))
-
-    async def trim(self, partition: int, before: int, *, force: bool = False) -> int:
-        self.first = before
-        return before
-
-    async def retain(self, now_us: int) -> None: ...
-
-    async def close(self) -> None: ...
+    async def add(self, *events: CustomerEvent) -> None:
+        """Append events of the source ``shop``."""
+        await self.append(events, source="shop", state=b"")
 
 
 class OrdersTable:
@@ -222,15 +199,21 @@ STATUSES = ("paid", "open", "cancelled")
 
 
 def random_row(chance: random.Random, key: int, now_us: int) -> dict[str, Any]:
-    age_us = chance.choice((0, 30 * SECOND_US, MINUTE_US, 50 * MINUTE_US, HOUR_US, 3 * HOUR_US, -20 * SECOND_US, -10 * MINUTE_US))
+    age_us = chance.choice(
+        (0, 30 * SECOND_US, MINUTE_US, 50 * MINUTE_US, HOUR_US, 3 * HOUR_US, -20 * SECOND_US, -10 * MINUTE_US)
+    )
     return {
         "id": key,
         "customer_id": chance.choice((1, 2, 3, 4, None)) if chance.random() < 0.1 else chance.randint(1, 4),
         "total": chance.choice((None, 0.1, -0.1, 1e300, -1e300, 5e-324, chance.uniform(-1e6, 1e6))),
-        "amount": chance.choice((None, "0.10", "19.99", "-7", "12345678901234567890.123456789", f"{chance.randint(-999, 999)}.5")),
+        "amount": chance.choice(
+            (None, "0.10", "19.99", "-7", "12345678901234567890.123456789", f"{chance.randint(-999, 999)}.5")
+        ),
         "status": chance.choice(STATUSES),
         "note": chance.choice((None, "a", "b", "long " * 50)),
-        "created_at": text_of(now_us - chance.randint(0, age_us) if age_us >= 0 else now_us + chance.randint(0, -age_us)),
+        "created_at": text_of(
+            now_us - chance.randint(0, age_us) if age_us >= 0 else now_us + chance.randint(0, -age_us)
+        ),
     }
 
 
@@ -245,7 +228,9 @@ def random_step(chance: random.Random, table: OrdersTable, now_us: int) -> int:
     elif what < 0.70:
         key = chance.choice(keys)
         new = random_row(chance, key, now_us)
-        columns = chance.sample(["customer_id", "total", "amount", "status", "note", "created_at"], chance.randint(1, 3))
+        columns = chance.sample(
+            ["customer_id", "total", "amount", "status", "note", "created_at"], chance.randint(1, 3)
+        )
         changes = {column: new[column] for column in columns}
         if table.rows[key]["customer_id"] is None:
             changes["note"] = new["note"]  # nothing is kept of a row without an entity: see test_kernel.py
@@ -263,7 +248,7 @@ def random_step(chance: random.Random, table: OrdersTable, now_us: int) -> int:
     return now_us
 
 
-DEFINITIONS = '''
+DEFINITIONS = """
 from headrace.features import Entity, FeatureView, Float64, Int64, String, Table, col, count, latest, sum_
 
 customer = Entity("customer", join_keys={"customer_id": Int64})
@@ -285,7 +270,7 @@ customer_orders = FeatureView(
         latest("note", String),
     ],
 )
-'''
+"""
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from headrace.features.worker import ViewWorker
 
 STEPS = 2_500
 
+
 def counts_in(window_us: int, hop_us: int, time_us: int, now_us: int) -> bool:
     """The definition of a window, said once more and plainly."""
     return (now_us - window_us) // hop_us < time_us // hop_us <= now_us // hop_us
@@ -64,7 +65,9 @@ async def stored(store: MemoryStore, view: CompiledView) -> dict[EntityKey, dict
     names = [field.name for field in view.spec.fields]
     keys = await store.keys(view.spec)
     rows = await store.read(view.spec, names, keys)
-    return {key: dict(zip(names, row.values, strict=True)) for key, row in zip(keys, rows, strict=True) if row is not None}
+    return {
+        key: dict(zip(names, row.values, strict=True)) for key, row in zip(keys, rows, strict=True) if row is not None
+    }
 
 
 def equal(left: FeatureValue, right: FeatureValue) -> bool:
@@ -89,7 +92,9 @@ async def make_lane(definitions: Path, store: MemoryStore) -> tuple[Lane, Compil
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_every_feature_equals_a_recomputation_from_the_live_rows_after_every_step(definitions: Path, seed: int) -> None:
+async def test_every_feature_equals_a_recomputation_from_the_live_rows_after_every_step(
+    definitions: Path, seed: int
+) -> None:
     chance = random.Random(seed)
     store = MemoryStore()
     await store.open()
@@ -115,7 +120,9 @@ async def test_every_feature_equals_a_recomputation_from_the_live_rows_after_eve
 
 
 @pytest.mark.parametrize("seed", [11, 12])
-async def test_the_bytes_in_the_store_do_not_depend_on_how_the_log_was_cut_into_batches(definitions: Path, seed: int) -> None:
+async def test_the_bytes_in_the_store_do_not_depend_on_how_the_log_was_cut_into_batches(
+    definitions: Path, seed: int
+) -> None:
     table = random_life(seed, 600)
     dumps = []
     for most in (1, 7, 600):
