@@ -25,7 +25,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -272,7 +272,8 @@ def _windowed(
         if hop is not None:
             raise _wrong(where, f"feature {stem!r}", "has a hop but no window: give over= as well")
         return Feature(kind, column, dtype, ((stem, None),), where)
-    texts = (over,) if isinstance(over, str) else tuple(over)
+    # What is neither text nor several is refused as no window below.
+    texts = (cast("str", over),) if isinstance(over, str) or not _is(over, Iterable) else tuple(over)
     if not texts:
         raise _wrong(
             where,
