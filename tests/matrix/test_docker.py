@@ -63,6 +63,7 @@ def _base_archive() -> Path:
             pytest.skip(
                 f"debootstrap reaches no Debian mirror: {(made.stderr or made.stdout).strip().splitlines()[-1:]}"
             )
+        Path(folder).chmod(0o755)  # becomes the image's root
         unfinished = archive.with_suffix(".part")
         subprocess.run(["tar", "-C", folder, "-cf", unfinished, "."], check=True)
         unfinished.rename(archive)
