@@ -65,16 +65,13 @@ make_venv() {
 stamp_of() { { echo "$root"; cat pyproject.toml hatch_build.py; echo "${HEADRACE_COMPILE:-}"; } | cksum; }
 
 # uv doesn't read pip's configuration: where a company's index or certificate stands there, uv is told of it.
-pip_setting() {
-    local from_env=$1 name=$2
-    if [ -n "${!from_env:-}" ]; then echo "${!from_env}"; else "$venv/bin/pip" config get "global.$name" 2>/dev/null || true; fi
-}
+pip_setting() { "$venv/bin/pip" config list 2>/dev/null | sed -nE "s/^(global|install|:env:)\\.$1='(.*)'\$/\\2/p" | tail -n 1; }
 
 teach_uv() {
     [ -x "$venv/bin/pip" ] || return 0
     local index cert
-    index=$(pip_setting PIP_INDEX_URL index-url)
-    cert=$(pip_setting PIP_CERT cert)
+    index=$(pip_setting index-url)
+    cert=$(pip_setting cert)
     if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then export UV_DEFAULT_INDEX=$index; fi
     if [ -n "$cert" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE=$cert; fi
 }
