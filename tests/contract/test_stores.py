@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite("contract.store_contract")
 
 from contract.store_contract import StoreContract  # noqa: E402  # rewritten asserts show their values
+
 from headrace.cdc.config import plugins  # noqa: E402
 from headrace.features.store.base import OnlineStore  # noqa: E402
 from headrace.features.store.memory import MemoryStore, MemoryStoreConfig  # noqa: E402

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from fix_features import HOUR_US, MINUTE_US, SECOND_US, START_US, OrdersTable, text_of
+
 from headrace.cdc.decode.pgtime import timestamp_us
 from headrace.features.compiled import CompiledView
 from headrace.features.lane import Lane

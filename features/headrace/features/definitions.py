@@ -187,7 +187,7 @@ class FeatureView:
 
     def compile(self) -> CompiledView:
         """The view as the kernel runs it, with its spec."""
-        reads = set(self.entity_key.values()) | set(self.source.key)
+        reads = {column for column in self.entity_key.values()} | set(self.source.key)
         reads |= {feature.column for feature in self.features if feature.column is not None}
         if self.event_time is not None:
             reads.add(self.event_time)

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from contract.log_contract import event
+
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log import sqlite_checkpoint
 from headrace.cdc.log.sqlite import SQLiteLog

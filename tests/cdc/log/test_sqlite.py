@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-
 from contract.log_contract import event, events, read_all
+
 from headrace.cdc.config import Config, Duration, Size
 from headrace.cdc.errors import ConfigError, Fenced, LogError, LogLocked, LogUnavailable, Trimmed
 from headrace.cdc.log import sqlite, sqlite_checkpoint, sqlite_trim, sqlite_writer

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cdc.log.append_until_killed import PARTITIONS, batch
 from contract.log_contract import DEADLINE_S, read_all
+
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import partition_of
 from headrace.cdc.log.sqlite import SQLiteLog

@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
 from cdc.log.append_until_killed import PARTITIONS, batch
 from contract.log_contract import DEADLINE_S, event, events, read_all
+
 from headrace.cdc.errors import LogError, LogUnavailable, Trimmed
 from headrace.cdc.log.base import Bounds, Cursor, partition_of
 from headrace.cdc.log.sqlite import SQLiteLog
