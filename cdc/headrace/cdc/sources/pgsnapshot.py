@@ -258,7 +258,11 @@ async def read_chunk(
             assert found is not None
             visibility = Visibility.parse(str(found[0]))
             time_us = int(float(str(found[1])) * 1_000_000)
-            async with cursor.copy(query) as lines:
+            statement = query.as_bytes(connection)
+            if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
+                # No conversion: such a database may hold bytes that are no UTF-8, and the server would refuse to send them.
+                await cursor.execute("set local client_encoding = 'SQL_ASCII'")
+            async with cursor.copy(statement) as lines:
                 pending = 0
                 async for block in lines:
                     last_line = bytes(block)

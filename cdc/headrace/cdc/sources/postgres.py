@@ -190,9 +190,9 @@ class PostgresSource:
             self._phase = "stopped"
             self._reason = "stopped"
 
-    async def _connect(self, *, replication: bool = False) -> _Connection:
+    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> _Connection:
         return await psycopg.AsyncConnection.connect(
-            conninfo(self._config, replication=replication, source=self._name), autocommit=True
+            conninfo(self._config, replication=replication, encoding=encoding, source=self._name), autocommit=True
         )
 
     async def _catalogue(self) -> Catalogue:
@@ -309,9 +309,12 @@ class PostgresSource:
             await asyncio.sleep(_RETRY_CHUNK_S)
 
     async def _stream_from(self, lsn: int) -> None:
+        assert self._admin is not None
+        # A SQL_ASCII database may hold bytes that are no UTF-8: asked to convert them, the server would end the stream.
+        is_ascii = self._admin.info.parameter_status("server_encoding") == "SQL_ASCII"
         end = time.monotonic() + _SLOT_WAIT_S
         while True:
-            connection = await self._connect(replication=True)
+            connection = await self._connect(replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8")
             stream = ReplicationStream(connection, source=self._name)
             try:
                 await stream.start(self._slot, lsn, self._publication)

@@ -58,12 +58,12 @@ class PostgresConfig(Section, frozen=True):
         Meta(description="initial: copy existing rows first, while the stream runs; never: changes from now on only."),
     ] = "initial"
     slot: Annotated[
-        str | None,
-        Meta(description="Replication slot; default headrace_<name>, created when missing.", pattern="^[a-z0-9_]{1,63}$"),
+        Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")] | None,
+        Meta(description="Replication slot; default headrace_<name>, created when missing."),
     ] = None
     publication: Annotated[
-        str | None,
-        Meta(description="Publication; default headrace_<name>, created when missing.", min_length=1, max_length=63),
+        Annotated[str, Meta(min_length=1, max_length=63)] | None,
+        Meta(description="Publication; default headrace_<name>, created when missing."),
     ] = None
     heartbeat: Annotated[
         Duration,
@@ -74,7 +74,7 @@ class PostgresConfig(Section, frozen=True):
         return f"PostgresConfig({safe_name(self.dsn)}, tables={self.tables!r})"
 
 
-def conninfo(config: PostgresConfig, *, replication: bool = False, source: str) -> str:
+def conninfo(config: PostgresConfig, *, replication: bool = False, encoding: str = "UTF8", source: str) -> str:
     """The connection string with everything pinned. Raises ConfigError for a DSN that libpq can't read."""
     try:
         given = conninfo_to_dict(config.dsn)
@@ -93,7 +93,7 @@ def conninfo(config: PostgresConfig, *, replication: bool = False, source: str) 
     options = f"{given.get('options') or ''} {pinned}".strip()
     extra: dict[str, str | int] = {
         "options": options,
-        "client_encoding": "UTF8",
+        "client_encoding": encoding,
         "application_name": given.get("application_name") or "headrace",
         "connect_timeout": given.get("connect_timeout") or _CONNECT_TIMEOUT_S,
         "keepalives_idle": given.get("keepalives_idle") or 30,
