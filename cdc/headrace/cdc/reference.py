@@ -145,7 +145,11 @@ def _type(kind: Any, meta: msgspec.Meta | None = None) -> str:
         return "section with a `type`"
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return "section"
-    name = f"list of {_type(get_args(kind)[0])}" if origin in (list, tuple) else _NAMES.get(kind) or repr(kind)
+    name = (
+        f"list of {_type(_annotation(get_args(kind)[0])[0])}"
+        if origin in (list, tuple)
+        else _NAMES.get(kind) or repr(kind)
+    )
     limits: list[str] = []
     if meta is not None:
         if meta.ge is not None:
@@ -161,7 +165,7 @@ def _type(kind: Any, meta: msgspec.Meta | None = None) -> str:
 
 def _length(low: int | None, high: int | None, what: str) -> str:
     if high is None:
-        return f"at least {low} {what}"
+        return "not empty" if low == 1 else f"at least {low} {what}"
     return f"{low or 0} to {high} {what}"
 
 
