@@ -351,3 +351,15 @@ async def test_a_failed_log_ends_streams_with_words_and_stops_the_consumer() -> 
         with pytest.raises(LogUnavailable):
             await served.following
         assert not next(iter(served.subscriptions.health())).is_ready
+
+
+async def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    log = ShopLog()
+    async with serving(log) as served:
+        for _ in range(3):
+            response = await opened(served)
+            response.close()
+            await until(lambda: all(reader.is_gone for reader in served.subscriptions._readers))
+            await log.append([order_event(1)])
+            await until(lambda: not served.subscriptions._readers)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]

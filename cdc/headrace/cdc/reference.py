@@ -148,7 +148,7 @@ def _type(kind: Any, meta: msgspec.Meta | None = None) -> str:
     name = (
         f"list of {_type(_annotation(get_args(kind)[0])[0])}"
         if origin in (list, tuple)
-        else _NAMES.get(kind) or repr(kind)
+        else _NAMES.get(kind) or f"{kind}"
     )
     limits: list[str] = []
     if meta is not None:

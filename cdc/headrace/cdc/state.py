@@ -79,14 +79,14 @@ class ProcessState:
         numbers = capture_numbers(self._registry)
         compiled = compiled_modules()
         troubles = self._troubles()
-        log: dict[str, Any] = {"generation": self._log.generation, "partitions": []}
+        log: dict[str, Any] = {"generation": self._log.generation, "partitions": [], "ends": []}
         ends: list[int] = []
         try:
             bounds = await self._places.refresh()
         except LogError as error:
             troubles["log"] = error.message
         else:
-            ends = [each.end for each in bounds]
+            log["ends"] = ends = [each.end for each in bounds]
             log["partitions"] = [
                 {"partition": index, "first": each.first, "end": each.end} for index, each in enumerate(bounds)
             ]
