@@ -51,8 +51,7 @@ def _sources(console: Console, sources: dict[str, Any]) -> None:
     for name, source in sources.items():
         table.add_row(
             Text(name),
-            Text(source["phase"], _PIPE_WIDTH = 240
-_PHASE_STYLES.get(source["phase"], "")),
+            Text(source["phase"], _PHASE_STYLES.get(source["phase"], "")),
             Text(source["position"]),
             _bytes(source.get("lag_bytes")),
             _bytes(source.get("retained_bytes")),
