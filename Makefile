@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format bench crash docs build clean
+.PHONY: help demo test matrix lint types format bench crash docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -16,6 +16,11 @@ test: ## the suite, compiled and uncompiled; ARGS="tests/cdc -k name" narrows it
 	@.ci/servers.sh
 	@.ci/venv.sh test
 	@.ci/test.sh $(ARGS)
+
+matrix: ## what needs more than the default servers, such as the image's build; skips say what is missing
+	@.ci/servers.sh
+	@.ci/venv.sh test
+	@HEADRACE_MATRIX=1 .venv/bin/python -m pytest -m matrix $(ARGS)
 
 lint: ## ruff: rules and format
 	@.ci/venv.sh lint
@@ -37,7 +42,7 @@ bench: ## every benchmark with JSON results in benchmarks/results; ARGS="log_app
 	@.ci/venv.sh test
 	@.ci/bench.sh $(ARGS)
 
-crash: ## the long crash campaigns (hours if asked: ARGS="--hours 2" where a campaign knows it)
+crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/servers.sh
 	@.ci/venv.sh test
 	@.venv/bin/python -m pytest -m campaign $(ARGS)

@@ -1,6 +1,7 @@
 """Runs the hot modules' .py files although compiled ones stand beside them: HEADRACE_PURE=1 (``make test`` does both).
 
-Such a run keeps only the tests whose module uses a hot module by name; the others would only repeat themselves.
+Such a run keeps only the tests whose module uses a hot module, itself or by what it imports; the others would only repeat
+themselves.
 """
 
 from __future__ import annotations
@@ -47,12 +48,31 @@ def install() -> None:
 
 
 def uses_hot_module(module: ModuleType) -> bool:
-    """True when the test module holds a hot module or something that a hot module defines."""
-    for value in vars(module).values():
-        origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        if origin in NAMES:
-            return True
+    """True when the test module, or a module of headrace or of the suite whose names it uses, uses a hot module."""
+    seen: set[str] = set()
+    pending = [module]
+    while pending:
+        for origin in _origins(pending.pop()) - seen:
+            if origin in NAMES:
+                return True
+            seen.add(origin)
+            if origin in sys.modules and (origin.startswith("headrace.") or _is_of_suite(sys.modules[origin])):
+                pending.append(sys.modules[origin])
     return False
+
+
+def _origins(module: ModuleType) -> set[str]:
+    """Names of the modules that a module's names come from."""
+    values = list(vars(module).values())
+    found = [
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values
+    ]
+    return {origin for origin in found if isinstance(origin, str)}
+
+
+def _is_of_suite(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).is_relative_to(ROOT / "tests")
 
 
 def pytest_report_header() -> str:

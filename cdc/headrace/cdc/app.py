@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from headrace.cdc.metrics import CaptureMetrics
-from headrace.cdc.web import WebServer
 from prometheus_client import CollectorRegistry
 
 from headrace.cdc.capture import Capture
@@ -23,8 +21,10 @@ from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
 from headrace.cdc.errors import Action, HeadraceError
 from headrace.cdc.log.base import EventLog
+from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.web import WebServer
 
 _log = logging.getLogger("headrace.app")
 

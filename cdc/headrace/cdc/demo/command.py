@@ -215,7 +215,7 @@ def _watch(
                     break
                 continue
             now = time.monotonic()
-            log_end = sum(status["log"]["ends"])
+            log_end = sum(partition["end"] for partition in status["log"]["partitions"])
             if now - looked >= 1.0 or reading is None:
                 commit_rate = (simulator.commits - commits) / (now - looked)
                 event_rate = (log_end - end) / (now - looked) if end else 0.0

@@ -98,7 +98,7 @@ class Normaliser:
                 undecodable = _named(plan.columns, after, UNDECODABLE)
                 properties = _known(plan.columns, after)
             else:
-                properties = _encode(dict(zip(plan.columns, after)))  # the decoder held the lengths equal
+                properties = _encode(dict(zip(plan.columns, after)))  # noqa: B905  # the decoder held the lengths equal
             key: bytes | None = None
             customer: str | None = None
             if image is not None:
