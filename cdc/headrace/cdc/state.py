@@ -83,14 +83,14 @@ class ProcessState:
         sources = {
             name: msgspec.to_builtins(status) | numbers.get(name, {}) for name, status in self._sources().items()
         }
-        log: dict[str, Any] = {"generation": self._log.generation, "partitions": []}
+        log: dict[str, Any] = {"generation": self._log.generation, "partitions": [], "ends": []}
         ends: list[int] = []
         try:
             bounds = await self._places.refresh()
         except LogError as error:
             troubles["log"] = error.message
         else:
-            ends = [each.end for each in bounds]
+            log["ends"] = ends = [each.end for each in bounds]
             log["partitions"] = [
                 {"partition": index, "first": each.first, "end": each.end} for index, each in enumerate(bounds)
             ]
