@@ -213,7 +213,11 @@ class PgOutputDecoder:
             self.type_names.setdefault(oid, name)
         elif kind == 84:  # T
             self._truncate(data, size)
-        elif kind != 79:  # O: where a change came from first is of no use here
+        elif kind == 79:  # O: where a change came from first is of no use here
+            self._cstring(data, 34, size)
+            if self._pos != size:
+                raise DecodeError("bytes after the origin", kind="O", index=self._pos)
+        else:
             raise DecodeError("unknown message", kind=chr(kind), index=25)
         return True
 
