@@ -1,10 +1,14 @@
 """Build hook: compiles the hot modules with Cython where a compiler is found; a pure wheel or install otherwise.
 
 HEADRACE_COMPILE=0 switches it off. The same .py file runs uncompiled; a .pxd beside it only adds C types.
+An editable install also leaves a stamp (STAMP) that tells which sources each compiled module was made of: ``make`` rebuilds
+by it (.ci/hot.py), and a test refuses a compiled module that is older than its source.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -17,22 +21,40 @@ HOT_MODULES = [
     "cdc/headrace/cdc/decode/pgoutput.py",
 ]
 
+STAMP = f"build/compiled-{sys.implementation.cache_tag}.json"
+"""{module: {"library": path of the compiled module, "sources": {path: SHA-256}}}, paths relative to the root."""
+
 
 class CompileHook(BuildHookInterface):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel" or os.environ.get("HEADRACE_COMPILE") == "0":
+        if self.target_name != "wheel":
+            return
+        root = Path(self.root)
+        is_editable = version == "editable"
+        if is_editable and self._is_current(root):
+            return
+        if is_editable:
+            # Whatever happens next, a module compiled of older source must not hide the .py file.
+            (root / STAMP).unlink(missing_ok=True)
+            for module in HOT_MODULES:
+                for old in (root / module).parent.glob(f"{Path(module).stem}.{sys.implementation.cache_tag}*.so"):
+                    old.unlink()
+        if os.environ.get("HEADRACE_COMPILE") == "0":
             return
         try:
-            built = self._compile()
+            built = self._compile(root)
         except (Exception, SystemExit) as error:  # any failure means a pure install, never no install
             self.app.display_warning(f"headrace: hot modules stay uncompiled ({error})")
             return
-        root = Path(self.root)
-        if version == "editable":
+        if is_editable:
+            stamp = {}
             for module, library in built.items():
-                shutil.copy2(library, root / Path(module).parent / library.name)
+                beside = Path(module).parent / library.name
+                shutil.copy2(library, root / beside)
+                stamp[module] = {"library": str(beside), "sources": _digests(root, module)}
+            (root / STAMP).write_text(json.dumps(stamp, indent=1))
             return
         for module, library in built.items():
             inside = Path(*Path(module).parts[1:]).parent / library.name
@@ -40,15 +62,29 @@ class CompileHook(BuildHookInterface):
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
-    def _compile(self) -> dict[str, Path]:
+    def _is_current(self, root: Path) -> bool:
+        """True when every hot module stands compiled of its present source: another extra is being installed."""
+        if os.environ.get("HEADRACE_COMPILE") == "0":
+            return False
+        try:
+            stamp = json.loads((root / STAMP).read_text())
+            return list(stamp) == HOT_MODULES and all(
+                (root / made["library"]).exists() and made["sources"] == _digests(root, module)
+                for module, made in stamp.items()
+            )
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def _compile(self, root: Path) -> dict[str, Path]:
         from Cython.Build import cythonize
         from setuptools import Distribution, Extension
 
-        root = Path(self.root)
         work = root / "build" / f"cython-{sys.implementation.cache_tag}"
         work.mkdir(parents=True, exist_ok=True)
         extensions = [
-            Extension(".".join(Path(module).with_suffix("").parts[1:]), [str(root / module)], extra_compile_args=["-O2"])
+            Extension(
+                ".".join(Path(module).with_suffix("").parts[1:]), [str(root / module)], extra_compile_args=["-O2"]
+            )
             for module in HOT_MODULES
         ]
         here = Path.cwd()
@@ -66,3 +102,13 @@ class CompileHook(BuildHookInterface):
             module: Path(command.get_ext_fullpath(extension.name))
             for module, extension in zip(HOT_MODULES, extensions, strict=True)
         }
+
+
+def _digests(root: Path, module: str) -> dict[str, str]:
+    """SHA-256 of the module and of the .pxd beside it."""
+    sources = [module, str(Path(module).with_suffix(".pxd"))]
+    return {
+        source: hashlib.sha256((root / source).read_bytes()).hexdigest()
+        for source in sources
+        if (root / source).exists()
+    }

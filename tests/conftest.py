@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["fix_servers", "fix_wire"]
+from hot_twins import install, pytest_collection_modifyitems, pytest_report_header
+
+install()  # first: from here on an import of headrace may bring a hot module
+
+pytest_plugins = ["fix_servers", "fix_features", "fix_wire"]
+
+__all__ = ["pytest_collection_modifyitems", "pytest_plugins", "pytest_report_header"]

@@ -30,9 +30,10 @@ def postgres_bin(major: int) -> Path:
         return Path(named)
     if major in (16, 18):
         return embedded_bin(major)
-    folder = Path(f"/usr/lib/postgresql/{major}/bin")
-    if (folder / "postgres").exists():
-        return folder
+    # Each release of Debian or Ubuntu has one Postgres of its own: 15 stands for it, whichever it is.
+    for folder in (Path(f"/usr/lib/postgresql/{major}/bin"), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))):
+        if (folder / "postgres").exists():
+            return folder
     line = "apt-get install -y --no-install-recommends postgresql"
     pytest.fail(f"PostgreSQL {major} is needed by the default suite: {line}")
 
@@ -71,7 +72,7 @@ class Database:
         self.connection = psycopg.connect(self.dsn, autocommit=True)
 
     def execute(self, query: str, *args: object) -> list[tuple[object, ...]]:
-        cursor = self.connection.execute(query, args or None)  # type: ignore[call-overload]
+        cursor = self.connection.execute(query, args or None)
         return cursor.fetchall() if cursor.description else []
 
     def drop(self) -> None:

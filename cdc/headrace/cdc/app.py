@@ -12,9 +12,8 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from typing import cast
 
-from headrace.cdc.metrics import CaptureMetrics
-from headrace.cdc.web import WebServer
 from prometheus_client import CollectorRegistry
 
 from headrace.cdc.capture import Capture
@@ -22,8 +21,10 @@ from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
 from headrace.cdc.errors import Action, HeadraceError
 from headrace.cdc.log.base import EventLog
+from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.web import WebServer
 
 _log = logging.getLogger("headrace.app")
 
@@ -150,7 +151,9 @@ class Application:
         for capture in self._captures:
             status = capture.source.status()
             if capture.trouble:
-                status = SourceStatus("connecting", capture.trouble, status.position, status.lag_bytes, status.retained_bytes)
+                status = SourceStatus(
+                    "connecting", capture.trouble, status.position, status.lag_bytes, status.retained_bytes
+                )
             statuses[capture.source.name] = status
         return statuses
 
@@ -162,7 +165,7 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     while pending:
         error = pending.pop(0)
         if isinstance(error, BaseExceptionGroup):
-            pending.extend(error.exceptions)
+            pending.extend(cast("BaseExceptionGroup[BaseException]", error).exceptions)
         else:
             leaves.append(error)
     return next((error for error in leaves if isinstance(error, HeadraceError)), leaves[0])

@@ -13,10 +13,9 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from headrace.cdc.metrics import CaptureMetrics
-
 from headrace.cdc.errors import Action, HeadraceError
 from headrace.cdc.log.base import EventLog
+from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import ChangeBatch, Source
 

@@ -23,14 +23,16 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     points = {point.name: point for point in entry_points(group="headrace.commands")}
     parser = argparse.ArgumentParser(
-        prog="headrace", description="Committed rows become fresh features and delivered events, in order, with nothing lost."
+        prog="headrace",
+        description="Committed rows become fresh features and delivered events, in order, with nothing lost.",
     )
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Only the asked command is imported: a start costs what that command needs, and --help needs them all.
     asked = next((word for word in words if word in points), None)
+    needed = [asked] if asked is not None else [] if "--version" in words else sorted(points)
     loaded: dict[str, Command] = {}
-    for name in sorted(points) if asked is None else [asked]:
+    for name in needed:
         command = _load(points[name])
         loaded[name] = command
         command.configure(commands.add_parser(name, help=command.help, description=command.help))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, cast, get_args, get_origin
 
 import msgspec
 import yaml
@@ -112,7 +112,7 @@ class SourceChoice(Choice):
     group = "headrace.sources"
 
 
-class EventConfig(Section):
+class EventConfig(Section, frozen=True):
     """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
 
     kind: Annotated[str, Meta(pattern="^(identify|track|group|record)$", description="Kind of the event.")] = "track"
@@ -120,7 +120,9 @@ class EventConfig(Section):
         str | list[str] | None,
         Meta(description="Column or columns that hold the customer key; default: the primary key."),
     ] = None
-    insert: Annotated[str | None, Meta(description="Name of the event that an insert (or snapshot row) becomes.")] = None
+    insert: Annotated[str | None, Meta(description="Name of the event that an insert (or snapshot row) becomes.")] = (
+        None
+    )
     update: Annotated[str | None, Meta(description="Name of the event that an update becomes.")] = None
     delete: Annotated[str | None, Meta(description="Name of the event that a delete becomes.")] = None
     occurred_at: Annotated[
@@ -129,11 +131,12 @@ class EventConfig(Section):
     ] = None
 
 
-class ServerConfig(Section):
+class ServerConfig(Section, frozen=True):
     """The one HTTP server: subscriptions, features, health, metrics."""
 
     listen: Annotated[
-        str, Meta(description="host:port to listen on. Beyond loopback, tokens are required.", examples=["127.0.0.1:8080"])
+        str,
+        Meta(description="host:port to listen on. Beyond loopback, tokens are required.", examples=["127.0.0.1:8080"]),
     ] = "127.0.0.1:8080"
     tokens: Annotated[
         dict[str, str],
@@ -195,7 +198,9 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"configuration file {path} is not valid YAML{where}: {problem}", advice="correct that line") from error
+        raise ConfigError(
+            f"configuration file {path} is not valid YAML{where}: {problem}", advice="correct that line"
+        ) from error
     return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
 
 
@@ -204,7 +209,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     problems: list[str] = []
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration file {name} is not a mapping", advice='start it with "sources:"')
-    tree = _substitute(tree, "", environ, problems)
+    tree = cast("dict[str, Any]", _substitute(tree, "", environ, problems))
     sections = consumer_sections()
     known = ["log", "sources", "events", "server", *sections]
     for key in tree:
@@ -216,7 +221,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     if not isinstance(raw_sources, dict) or not raw_sources:
         problems.append("sources: at least one source is needed, as name: {type: postgres, dsn: ...}")
     else:
-        for source, value in raw_sources.items():
+        for source, value in cast("dict[Any, Any]", raw_sources).items():
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", str(source)):
                 problems.append(
                     f"sources.{source}: a source's name is 1 to 40 of a-z, 0-9 and _, starting with a letter"
@@ -225,13 +230,13 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     events = _build(dict[str, EventConfig], tree.get("events") or {}, "events", problems)
     server = _build(ServerConfig, tree.get("server") or {}, "server", problems)
     built = {
-        key: _build(struct, tree[key] or {}, key, problems) for key, struct in sections.items() if tree.get(key) is not None
+        key: _build(struct, tree[key] or {}, key, problems)
+        for key, struct in sections.items()
+        if tree.get(key) is not None
     }
     if problems:
         count = len(problems)
-        raise ConfigError(
-            f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems))
-        )
+        raise ConfigError(f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems)))
     return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
 
 
@@ -241,12 +246,13 @@ def _build_choice(choice: type[Choice], value: Any, path: str, problems: list[st
     if not isinstance(value, dict):
         problems.append(f"{path}: must be a mapping with a type")
         return None
-    name = value.get("type", choice.default)
+    given = cast("dict[Any, Any]", value)
+    name = given.get("type", choice.default)
     if name not in kinds:
         said = "is missing" if name is None else f"{name!r} is unknown"
         problems.append(f"{path}.type: {said}; known: {', '.join(sorted(kinds))}")
         return None
-    rest = {key: item for key, item in value.items() if key != "type"}
+    rest = {key: item for key, item in given.items() if key != "type"}
     return choice(name, _build(kinds[name].config_type, rest, path, problems))
 
 
@@ -258,14 +264,15 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             kind = base
     if _is_struct(kind):
         return _build_struct(kind, value, path, problems)
-    if isinstance(kind, type) and issubclass(kind, Choice):
+    if _is_choice(kind):
         return _build_choice(kind, value, path, problems)
     if get_origin(kind) is dict:
         item_kind = get_args(kind)[1]
         if not isinstance(value, dict):
             problems.append(f"{path}: must be a mapping")
             return {}
-        return {str(key): _build(item_kind, item, f"{path}.{key}", problems) for key, item in value.items()}
+        items = cast("dict[Any, Any]", value).items()
+        return {str(key): _build(item_kind, item, f"{path}.{key}", problems) for key, item in items}
     try:
         return msgspec.convert(value, kind, dec_hook=_decode_unit)
     except (msgspec.ValidationError, ValueError) as error:
@@ -277,15 +284,16 @@ def _build_struct(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, dict):
         problems.append(f"{path}: must be a mapping")
         return None
+    given = cast("dict[Any, Any]", value)
     fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     before = len(problems)
-    for key in value:
+    for key in given:
         if key not in fields:
             problems.append(_unknown(f"{path}.{key}", str(key), list(fields)))
-    made = {}
+    made: dict[str, Any] = {}
     for key, field in fields.items():
-        if key in value:
-            made[field.name] = _build(field.type, value[key], f"{path}.{key}", problems)
+        if key in given:
+            made[field.name] = _build(field.type, given[key], f"{path}.{key}", problems)
         elif field.required:
             problems.append(f"{path}.{key}: is required")
     if len(problems) > before:
@@ -301,9 +309,13 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Struct)
 
 
-def _decode_unit(kind: type, value: Any) -> Any:
+def _is_choice(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Choice)
+
+
+def _decode_unit(kind: type[Any], value: Any) -> Any:
     if kind in (Duration, Size):
-        return kind.parse(str(value))  # type: ignore[attr-defined]  # the two classes share parse without a base
+        return kind.parse(str(value))
     raise NotImplementedError(kind)
 
 
@@ -328,15 +340,17 @@ def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: lis
             _substitute(key, path, environ, problems): _substitute(
                 item, f"{path}.{key}" if path else str(key), environ, problems
             )
-            for key, item in value.items()
+            for key, item in cast("dict[Any, Any]", value).items()
         }
     if isinstance(value, list):
-        return [_substitute(item, f"{path}[{index}]", environ, problems) for index, item in enumerate(value)]
+        items = cast("list[Any]", value)
+        return [_substitute(item, f"{path}[{index}]", environ, problems) for index, item in enumerate(items)]
     if not isinstance(value, str):
         return value
 
     def replace(match: re.Match[str]) -> str:
-        found = environ.get(match[1], match[2])
+        default: str | None = match[2]
+        found = environ.get(match[1], default)
         if found is None:
             problems.append(f"{path}: environment variable {match[1]} is not set")
             return ""
@@ -350,7 +364,7 @@ def json_schema() -> dict[str, Any]:
     parts: dict[str, type[Struct]] = {"events": EventConfig, "server": ServerConfig, **consumer_sections()}
     choices: list[type[Choice]] = [LogChoice, SourceChoice]
 
-    def hook(kind: type) -> dict[str, Any]:
+    def hook(kind: type[Any]) -> dict[str, Any]:
         if issubclass(kind, Choice):
             if kind not in choices:
                 choices.append(kind)
@@ -363,9 +377,7 @@ def json_schema() -> dict[str, Any]:
     by_part = dict(zip(parts, schemas, strict=True))
     for choice in choices:  # grows while sections of a choice name further ones
         structs = {name: kind.config_type for name, kind in sorted(plugins(choice.group).items())}
-        found, more = msgspec.json.schema_components(
-            structs.values(), schema_hook=hook, ref_template="#/$defs/{name}"
-        )
+        found, more = msgspec.json.schema_components(structs.values(), schema_hook=hook, ref_template="#/$defs/{name}")
         definitions |= more
         definitions[choice.__name__] = {
             "description": (choice.__doc__ or "").strip(),
@@ -400,7 +412,7 @@ def _with_type(schema: dict[str, Any], definitions: dict[str, Any], name: str, *
     return struct
 
 
-def _unit_schema(kind: type) -> dict[str, Any]:
+def _unit_schema(kind: type[Any]) -> dict[str, Any]:
     if kind is Duration:
         return {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(us|ms|s|m|h|d)$", "examples": ["5s", "7d"]}
     if kind is Size:

@@ -15,6 +15,8 @@
     │   ├── Fenced             our lease was taken over by a newer writer
     │   └── Trimmed            the asked offset is no longer kept
     ├── StoreError             the online store                                     exit 5
+    │   ├── StoreConflict      its checkpoint isn't the one this process left there; gone on from the stored one
+    │   └── StoreRefused       a person must change something first: rights, file, declared types
     ├── DefinitionError        feature definitions                                  exit 2
     └── ServerError            the HTTP server (port taken, public bind)            exit 6
 
@@ -167,6 +169,26 @@ class StoreError(HeadraceError):
     action = Action.RETRY
     exit_code = 5
     advice = "check that the online store is reachable (features.store)"
+
+
+class StoreConflict(StoreError):
+    """A view's checkpoint in the store isn't the one this process last wrote or read there; nothing was written.
+
+    Either another process feeds the same view, or the store lost its newest writes. In both cases the work goes on from
+    the stored checkpoint, so the action is RETRY.
+    """
+
+    advice = (
+        "nothing if the store was just restored or failed over; otherwise let one process only feed this project"
+        " (features.project)"
+    )
+
+
+class StoreRefused(StoreError):
+    """The store can't take this as it is: no rights, not our file, a value that doesn't fit its declared type."""
+
+    action = Action.STOP
+    advice = "correct features.store, or the rights of what it names"
 
 
 class DefinitionError(HeadraceError):

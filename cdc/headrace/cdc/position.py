@@ -7,6 +7,8 @@ Streaming Replication Protocol"). Resume is by whole transactions only.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from headrace.cdc.errors import DecodeError
@@ -20,11 +22,11 @@ def format_lsn(lsn: int) -> str:
 def parse_lsn(text: str) -> int:
     """Inverse of format_lsn. Raises DecodeError when the text isn't two hex numbers with a slash."""
     high, slash, low = text.partition("/")
-    try:
-        value = (int(high, 16) << 32) | int(low, 16)
-    except ValueError:
-        slash = ""
-    if not slash or len(low) > 8:
+    value = -1
+    if slash and len(low) <= 8:
+        with suppress(ValueError):
+            value = (int(high, 16) << 32) | int(low, 16)
+    if value < 0:
         raise DecodeError(f"{text!r} is not an LSN")
     return value
 

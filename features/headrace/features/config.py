@@ -17,17 +17,22 @@ class StoreChoice(Choice):
     default = "sqlite"
 
 
-class FeaturesConfig(Section):
+class FeaturesConfig(Section, frozen=True):
     """Feature views kept fresh from the log."""
 
     definitions: Annotated[
         str, Meta(description="Python file with the entities and feature views.", examples=["shop_features.py"])
     ]
     project: Annotated[
-        str, Meta(description="Feast's project name: part of Redis keys and SQLite table names.", pattern="^[a-z][a-z0-9_]*$")
+        str,
+        Meta(
+            description="Feast's project name: part of Redis keys and SQLite table names.", pattern="^[a-z][a-z0-9_]*$"
+        ),
     ] = "headrace"
     store: StoreChoice = msgspec.field(default_factory=StoreChoice.of_default)
     feast: Annotated[
         str | None,
-        Meta(description='Feast repository\'s feature_store.yaml, which "headrace features apply" registers the views in.'),
+        Meta(
+            description='Feast repository\'s feature_store.yaml, which "headrace features apply" registers the views in.'
+        ),
     ] = None

@@ -9,10 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_servers import Database
-from fold import server_rows
 from source_reader import Reader
 
+from fix_servers import Database
+from fold import server_rows
 from headrace.cdc.errors import HistoryMismatch, SourceRefused, SourceUnavailable
 
 MakeReader = Callable[..., Awaitable[Any]]
@@ -63,7 +63,7 @@ async def test_snapshot_under_writes_with_crashes_folds_to_the_tables(
     async def read() -> None:
         while not writing.done() or r.source.status().phase != "streaming":
             seen = len(r.changes)
-            await r.until(lambda: len(r.changes) > seen or r.source.status().phase == "streaming")
+            await r.until(lambda seen=seen: len(r.changes) > seen or r.source.status().phase == "streaming")
             if rng.random() < 0.1:
                 await r.restart(forget_confirmations=rng.random() < 0.7)
             await asyncio.sleep(0)

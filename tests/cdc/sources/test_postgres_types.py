@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+
 from fix_servers import Database
 from fold import PINNED
-
 from headrace.cdc.event import event_line
 from headrace.cdc.process.normalise import Normaliser
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
-from fix_servers import Database, postgres_bin
 
+from fix_servers import Database, postgres_bin
 from headrace.cdc.config import EventConfig
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import ConfigError, SourceRefused, SourceUnavailable
@@ -33,7 +33,7 @@ async def test_a_missing_table_is_named(database: Database) -> None:
     database.execute("create table t (id int primary key)")
     found = await findings(database.dsn, tables=["public.t", "public.ordres", "t"])
     assert found["no-such-table"].severity == "error"
-    with pytest.raises(SourceRefused, match="public.ordres"):
+    with pytest.raises(SourceRefused, match=r"public\.ordres"):
         await PostgresSource("shop", PostgresConfig(dsn=database.dsn, tables=["public.ordres"]), {}).start(None)
     assert not database.execute("select from pg_replication_slots where database = %s", database.name), "nothing made"
     assert not database.execute("select from pg_publication")

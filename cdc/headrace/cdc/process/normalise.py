@@ -98,7 +98,7 @@ class Normaliser:
                 undecodable = _named(plan.columns, after, UNDECODABLE)
                 properties = _known(plan.columns, after)
             else:
-                properties = _encode(dict(zip(plan.columns, after)))  # the decoder held the lengths equal
+                properties = _encode(dict(zip(plan.columns, after)))  # noqa: B905  # the decoder held the lengths equal
             key: bytes | None = None
             customer: str | None = None
             if image is not None:
@@ -179,9 +179,7 @@ def _named(columns: tuple[str, ...], row: Row, why: Absent) -> tuple[str, ...]:
 
 def _known(columns: tuple[str, ...], row: Row) -> bytes:
     """JSON object of the columns that have a value."""
-    return _encode(
-        {name: value for name, value in zip(columns, row, strict=True) if not isinstance(value, Absent)}
-    )
+    return _encode({name: value for name, value in zip(columns, row, strict=True) if not isinstance(value, Absent)})
 
 
 def _customer(values: list[Value | Absent]) -> str | None:

@@ -100,9 +100,7 @@ class OnlineStore(Protocol):
         """Everything or nothing, durable on return."""
         ...
 
-    async def read(
-        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
-    ) -> list[FeatureRow | None]:
+    async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         """Newest rows in the order asked; None for an entity without a row. Raises KeyError for an unknown feature."""
         ...
 

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the named benchmarks, or all, each in a process of its own; JSON goes to benchmarks/results/<commit>/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
+results=benchmarks/results/$commit
+mkdir -p "$results"
+{
+    uname -srm
+    grep -m1 'model name' /proc/cpuinfo || true
+    echo "cores: $(nproc)"
+    .venv/bin/python --version
+    .venv/bin/python .ci/hot.py state
+} >"$results/machine.txt"
+names=("$@")
+if [ ${#names[@]} = 0 ]; then
+    for file in benchmarks/*.py; do names+=("$(basename "$file" .py)"); done
+fi
+for name in "${names[@]}"; do
+    echo "== $name" >&2
+    .venv/bin/python "benchmarks/$name.py" --json | tee "$results/$name.json"
+done

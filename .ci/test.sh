@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The suite as built, then the tests of the hot modules once more on their uncompiled twins.
+# Further words go to pytest:  .ci/test.sh tests/cdc -k position
+set -euo pipefail
+cd "$(dirname "$0")/.."
+.venv/bin/python -m pytest "$@"
+if .venv/bin/python .ci/hot.py any; then
+    echo "headrace: the same hot modules again, uncompiled"
+    # 5: these words select no test of a hot module.
+    HEADRACE_PURE=1 .venv/bin/python -m pytest -q "$@" || { code=$?; [ "$code" = 5 ] || exit "$code"; }
+else
+    echo "headrace: no C compiler was found here; the suite ran on uncompiled modules only"
+fi

@@ -1,0 +1,37 @@
+"""The demo's feature views: define once, fresh a few milliseconds after each commit."""
+
+from headrace.features import Entity, FeatureView, Float64, Int64, String, Table, col, count, latest, sum_
+
+customer = Entity("customer", join_keys={"customer_id": Int64})
+product = Entity("product", join_keys={"product_id": Int64})
+
+customer_profile = FeatureView(
+    "customer_profile",
+    entity=customer,
+    source=Table("shop.customers"),
+    entity_key={"customer_id": "id"},
+    features=[latest("city", String), latest("tier", String)],
+)
+
+customer_orders = FeatureView(
+    "customer_orders",
+    entity=customer,
+    source=Table("shop.orders"),
+    event_time="placed_at",
+    where=col("status") != "cancelled",
+    features=[
+        count(over=["1m", "10m"], name="orders"),
+        sum_("total", Float64, over=["1m", "10m"], name="spent"),
+        count(name="orders_ever"),
+        sum_("total", Float64, name="spent_ever"),
+        latest("status", String, name="last_status"),
+    ],
+)
+
+product_sales = FeatureView(
+    "product_sales",
+    entity=product,
+    source=Table("shop.order_items"),
+    event_time="added_at",
+    features=[sum_("quantity", Int64, over="1m", name="units_1m"), sum_("quantity", Int64, name="units_ever")],
+)

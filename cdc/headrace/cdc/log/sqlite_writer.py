@@ -1,0 +1,268 @@
+"""The one thread that writes the embedded log: takes what has gathered, writes it in one transaction, tells the loop.
+
+Group commit: everything queued while the last transaction was syncing goes into the next, so the disk's sync time sets the size of a
+group and not the rate of appends. Appends of a group share blobs. The thread owns the connection; the loop owns offsets and cursors as
+callers see them, and hears of a group only after its commit.
+
+After a failure nothing is written any more (a later append must not land behind a gap); the thread lives on to refuse what is queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, Final, TypeAlias
+from zlib import crc32
+
+import msgspec
+
+from headrace.cdc.errors import Fenced, LogError
+from headrace.cdc.event import CustomerEvent
+from headrace.cdc.log.base import Cursor
+from headrace.cdc.log.codec import BLOB_BYTES, Packed, frame
+from headrace.cdc.log.sqlite_checkpoint import Checkpointer
+from headrace.cdc.log.sqlite_file import PAGE_BYTES, batch_id, explained
+from headrace.cdc.log.sqlite_trim import Retain, Trim, Trimmings, retain_step, trim_step
+
+_GROUP_BYTES: Final = 4 << 20
+"""A transaction takes no further jobs once it holds this much: it bounds the page cache and the wait of the last one in."""
+
+
+class LanePart(msgspec.Struct, frozen=True):
+    """What one append adds to one partition."""
+
+    partition: int
+    first_offset: int
+    events: tuple[CustomerEvent, ...]
+    pieces: list[Packed]
+
+
+class Append(msgspec.Struct, frozen=True):
+    """ends: of every partition after this append. bytes: encoded size of its events."""
+
+    source: str
+    state: bytes
+    parts: list[LanePart]
+    ends: tuple[int, ...]
+    bytes: int
+
+
+class SetCursor(msgspec.Struct, frozen=True):
+    group: str
+    partition: int
+    cursor: Cursor
+
+
+Work: TypeAlias = Append | SetCursor | Trim | Retain
+
+
+class Job(msgspec.Struct):
+    """One piece of work and who waits for it. result: of a Trim or Retain, set in the transaction."""
+
+    work: Work
+    future: asyncio.Future[Any]
+    result: Trimmings | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A group's end. make_error: None when it was committed; else builds an error for each of its jobs. took_s: begin to durable."""
+
+    jobs: list[Job]
+    make_error: Callable[[], LogError] | None
+    took_s: float
+    batches: int
+
+
+class SQLiteWriter:
+    """start, submit, stop; each once, all from the loop's thread.
+
+    report: called in the writer's thread with each group's outcome, in order; must only hand it on.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        connection: sqlite3.Connection,
+        epoch: int,
+        checkpointer: Checkpointer,
+        report: Callable[[Outcome], None],
+    ) -> None:
+        self._path = path
+        self._connection = connection
+        self._epoch = epoch
+        self._checkpointer = checkpointer
+        self._report = report
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._make_error: Callable[[], LogError] | None = None
+        self._thread = Thread(target=self._run, name="headrace-log-writer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue it. What is submitted first is written first, in the same transaction or an earlier one."""
+        self._queue.put(job)
+
+    def stop(self) -> None:
+        """Write what is queued, empty the WAL, close the connection. Blocks until that is done."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_last = False
+        while not is_last:
+            jobs, is_last = self._gather()
+            if jobs:
+                written_bytes = self._write(jobs)
+                del jobs  # else the last group's events live until the next one comes
+                if written_bytes:
+                    self._tidy(written_bytes)
+        self._checkpointer.stop()
+        try:
+            if self._make_error is None:
+                self._checkpointer.truncate()
+        finally:
+            self._connection.close()
+
+    def _gather(self) -> tuple[list[Job], bool]:
+        queue = self._queue
+        job = queue.get()
+        jobs: list[Job] = []
+        held = 0
+        while job is not None:
+            jobs.append(job)
+            if isinstance(job.work, Append):
+                held += job.work.bytes
+            # Nobody else takes from the queue, so what it has now it still has at the get.
+            if held >= _GROUP_BYTES or not queue.qsize():
+                return jobs, False
+            job = queue.get()
+        return jobs, True
+
+    def _write(self, jobs: list[Job]) -> int:
+        """Write the group and report it; about how many bytes went into the WAL."""
+        began = time.perf_counter()
+        if self._make_error is None:
+            try:
+                batches, written_bytes = self._transact(jobs)
+            except Exception as error:  # noqa: BLE001  # a defect too: whoever waits must hear of it
+                self._fail(error)
+            else:
+                self._report(Outcome(jobs, None, time.perf_counter() - began, batches))
+                return written_bytes
+        self._report(Outcome(jobs, self._make_error, 0.0, 0))
+        return 0
+
+    def _tidy(self, written_bytes: int) -> None:
+        """After the report, so that no caller waits for a checkpoint of its own group."""
+        try:
+            self._checkpointer.wrote(written_bytes)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        path = self._path
+
+        def make() -> LogError:
+            # One error object for each waiter: a shared one would collect all their tracebacks.
+            if isinstance(error, sqlite3.Error):
+                return explained(path, error)
+            if isinstance(error, LogError):
+                return type(error)(error.message, advice=error.advice)
+            return LogError(
+                f"log {path} failed: {type(error).__name__}",
+                advice="this is a defect of headrace: please report it; what was confirmed is kept",
+            )
+
+        self._make_error = make
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("rollback")
+        except sqlite3.Error:
+            pass  # SQLite has rolled back by itself, or will when the connection closes
+
+    def _transact(self, jobs: list[Job]) -> tuple[int, int]:
+        """Number of batches stored, and about how many bytes went into the WAL."""
+        execute = self._connection.execute
+        blobs: list[tuple[int, int, int, int, bytes]] = []
+        sources: dict[str, bytes] = {}
+        cursors: dict[tuple[str, int], Cursor] = {}
+        runs: dict[int, _Run] = {}
+        for job in jobs:
+            work = job.work
+            if isinstance(work, Append):
+                sources[work.source] = work.state
+                for part in work.parts:
+                    run = runs.get(part.partition)
+                    if run is None:
+                        run = runs[part.partition] = _Run(part.partition, part.first_offset)
+                    for piece in part.pieces:
+                        blobs.extend(run.add(piece))
+            elif isinstance(work, SetCursor):
+                cursors[work.group, work.partition] = work.cursor
+        for run in runs.values():
+            blobs.extend(run.cut())
+        execute("begin immediate")
+        self._check_lease()
+        for row in blobs:
+            execute("insert into batch values (?, ?, ?, ?, ?)", row)
+        for name, state in sources.items():
+            execute(
+                "insert into source values (?, ?) on conflict (name) do update set state = excluded.state",
+                (name, state),
+            )
+        for (group, partition), cursor in cursors.items():
+            execute(
+                "insert or replace into cursor values (?, ?, ?, ?)", (group, partition, cursor.offset, cursor.state)
+            )
+        pages = 2 * len(blobs) + len(sources) + len(cursors)
+        for job in jobs:
+            work = job.work
+            if isinstance(work, Trim):
+                job.result = trim_step(self._connection, work)
+            elif isinstance(work, Retain):
+                job.result = retain_step(self._connection, work)
+            else:
+                continue
+            pages += job.result.pages
+        execute("commit")
+        return len(blobs), pages * PAGE_BYTES + sum(len(row[4]) for row in blobs)
+
+    def _check_lease(self) -> None:
+        (epoch,) = self._connection.execute("select value from meta where key = 'epoch'").fetchone()
+        if epoch != self._epoch:
+            raise Fenced(f"log {self._path} was taken over by a newer writer: its epoch is {epoch}, ours {self._epoch}")
+
+
+class _Run:
+    """Consecutive pieces of one partition that become one blob."""
+
+    def __init__(self, partition: int, first_offset: int) -> None:
+        self._partition = partition
+        self._first_offset = first_offset
+        self._pieces: list[Packed] = []
+        self._bytes = 0
+
+    def add(self, piece: Packed) -> Iterator[tuple[int, int, int, int, bytes]]:
+        """The row that is full before this piece, if one is."""
+        if self._pieces and self._bytes + len(piece.items) > BLOB_BYTES:
+            yield from self.cut()
+        self._pieces.append(piece)
+        self._bytes += len(piece.items)
+
+    def cut(self) -> Iterator[tuple[int, int, int, int, bytes]]:
+        """The row of what is held, if anything is: id, first_offset, newest_us, crc, events."""
+        if not self._pieces:
+            return
+        blob = frame(self._pieces)
+        end_offset = self._first_offset + sum(piece.count for piece in self._pieces)
+        newest_us = max(piece.newest_us for piece in self._pieces)
+        yield batch_id(self._partition, end_offset), self._first_offset, newest_us, crc32(blob), blob
+        self._first_offset = end_offset
+        self._pieces = []
+        self._bytes = 0

@@ -1,0 +1,137 @@
+"""The document of ``GET /v1/status`` as a page on the terminal (rich)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_PHASE_STYLES = {"streaming": "green", "snapshot": "cyan", "connecting": "yellow", "stopped": "red"}
+
+
+def show(document: dict[str, Any], *, now: float) -> None:
+    """Print it on standard output. now: seconds since 1970 UTC."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not document["is_running"]:
+        console.print(Text("not running", "bold yellow") + Text(f" (nothing answers at {document['listen']})"))
+        if document["log"] is None:
+            console.print(Text(f"  {document['reason']}"))
+        else:
+            _log(console, document["log"])
+            for group, cursor in document["cursors"].items():
+                console.print(Text(f"  {group} is {_count(cursor['lag_events'])} events behind"))
+        return
+    console.print(
+        Text("running", "bold green")
+        + Text(
+            f" headrace {document['version']}, up {_span(now - document['started_us'] / 1e6)}, {_compiled(document)}"
+        )
+    )
+    _sources(console, document["sources"])
+    _log(console, document["log"])
+    _consumers(console, document["consumers"])
+    for part, reason in document["troubles"].items():
+        console.print(Text(f"trouble  {part}: {reason}", "red"))
+
+
+def _compiled(document: dict[str, Any]) -> str:
+    plain = [name for name, is_compiled in document["compiled"].items() if not is_compiled]
+    if plain:
+        return f"hot modules uncompiled: {', '.join(name.removeprefix('headrace.') for name in plain)}"
+    return "hot modules compiled"
+
+
+def _sources(console: Console, sources: dict[str, Any]) -> None:
+    table = _table("source", "phase", "position", "behind", "kept for us", "rows", "commit to log p50 / p99")
+    for name, source in sources.items():
+        table.add_row(
+            Text(name),
+            Text(source["phase"], _PHASE_STYLES.get(source["phase"], "")),
+            Text(source["position"]),
+            _bytes(source.get("lag_bytes")),
+            _bytes(source.get("retained_bytes")),
+            _count(source.get("appended_rows")),
+            f"{_ms(source.get('commit_to_log_p50_ms'))} / {_ms(source.get('commit_to_log_p99_ms'))}",
+        )
+    console.print(table)
+    for name, source in sources.items():
+        if source["reason"]:
+            console.print(Text(f"  {name}: {source['reason']}", "yellow"))
+        snapshot = source.get("snapshot")
+        if snapshot:
+            console.print(
+                Text(
+                    f"  {name}: initial copy, {snapshot.get('tables_done')} of {snapshot.get('tables')} tables, "
+                    f"{_count(snapshot.get('rows'))} of about {_count(snapshot.get('estimated_rows'))} rows, "
+                    f"now {snapshot.get('table')}",
+                    "cyan",
+                )
+            )
+
+
+def _log(console: Console, log: dict[str, Any]) -> None:
+    table = _table("log", "events", "from", "to")
+    for each in log["partitions"]:
+        table.add_row(
+            f"partition {each['partition']}",
+            _count(each["end"] - each["first"]),
+            str(each["first"]),
+            str(each["end"]),
+        )
+    console.print(table)
+    if "disk_bytes" in log:
+        console.print(f"  {_bytes(log['disk_bytes'])} on disk")
+
+
+def _consumers(console: Console, consumers: dict[str, Any]) -> None:
+    table = _table("consumer", "state", "behind", "")
+    for name, consumer in consumers.items():
+        is_ready = consumer["is_ready"]
+        shown = ("is_ready", "reason", "lag_events", "offset")
+        rest = ", ".join(f"{key} {value}" for key, value in consumer.items() if key not in shown)
+        table.add_row(
+            Text(name),
+            Text("ready", "green") if is_ready else Text(consumer["reason"] or "not ready", "yellow"),
+            "-" if consumer["lag_events"] is None else f"{_count(consumer['lag_events'])} events",
+            Text(rest, "dim"),
+        )
+    console.print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    return table
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "-"
+    size = float(number)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def _count(number: float | None) -> str:
+    return "-" if number is None else f"{number:,.0f}".replace(",", " ")
+
+
+def _ms(number: float | None) -> str:
+    return "-" if number is None else f"≤ {number:g} ms"
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,249 @@
+"""The one HTTP server: health, metrics, status and console of its own, and the routes that consumers bring.
+
+::
+
+    GET /            console: a page that shows the state live
+    GET /healthz     200 while the event loop runs                      open
+    GET /readyz      200 or 503, JSON: every part with its reason       open
+    GET /metrics     Prometheus text format
+    GET /v1/status   JSON, what "headrace status" prints
+
+With any token set, every other route wants one. Without tokens the server binds to loopback only and answers requests only that
+name loopback as their host. Errors of our own routes are ``{"error": ..., "advice": ...}``; a traceback stays in the log. There is no
+CORS: other web pages can't read answers. Refuses to know what a consumer's route does.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from headrace.cdc.auth import Tokens, is_local_host
+from headrace.cdc.config import ServerConfig
+from headrace.cdc.consumer import Consumer
+from headrace.cdc.errors import HeadraceError, LogError, ServerError
+from headrace.cdc.listen import ListenAddress, bind, is_loopback, reachable_url
+from headrace.cdc.log.base import EventLog
+from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.state import ProcessState
+
+_log = logging.getLogger("headrace.web")
+
+_OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+_MAX_BODY_BYTES = 8 << 20
+_SHUTDOWN_S = 0.4
+"""aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class WebServer:
+    """Binds at ``start``, answers until ``stop``. Routes of consumers are mounted as they are."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        *,
+        consumers: Sequence[Consumer],
+        sources: Callable[[], dict[str, SourceStatus]],
+        log: EventLog,
+        registry: CollectorRegistry,
+        troubles: Callable[[], dict[str, str]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens."""
+        self._address = ListenAddress.parse(config.listen)
+        self._tokens = Tokens(config.tokens)
+        if not self._tokens and not is_loopback(self._address.host):
+            raise ServerError(
+                f"server.listen is {self._address}, which other machines can reach, and server.tokens is empty: "
+                "anybody could read every event",
+                advice="set a token under server.tokens (name: ${VARIABLE}), or listen on 127.0.0.1",
+            )
+        self._registry = registry
+        self._state = ProcessState(
+            consumers=consumers, sources=sources, log=log, registry=registry, troubles=troubles, clock=clock
+        )
+        self._consumers = consumers
+        self._runner: web.AppRunner | None = None
+        self._url = ""
+        self._page, self._page_policy = _load_console()
+
+    @property
+    def url(self) -> str:
+        """Base URL by which this machine reaches the server, with the real port; "" before ``start``."""
+        return self._url
+
+    async def start(self) -> None:
+        """Bind and answer. Raises ServerError: port taken, no right, unknown host."""
+        sockets = bind(self._address)
+        application = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
+        application.add_routes(
+            [
+                web.get("/", self._console),
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+                web.get("/v1/status", self._status),
+            ]
+        )
+        for consumer in self._consumers:
+            application.add_routes(consumer.routes())
+        application.on_response_prepare.append(_harden)
+        # Paths and queries may hold customer keys: no access log.
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S, handle_signals=False)
+        self._runner = runner
+        try:
+            await runner.setup()
+            for sock in sockets:
+                await web.SockSite(runner, sock).start()
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            await self.stop()
+            raise
+        self._url = reachable_url(ListenAddress(self._address.host, sockets[0].getsockname()[1]))
+
+    async def stop(self) -> None:
+        """Close the port, let handlers end, cut what is open after a second. Stopping twice or before start is fine."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """One middleware for rights and errors: each costs every request."""
+        if request.path not in _OPEN_PATHS:
+            refusal = self._refusal(request)
+            if refusal is not None:
+                return refusal
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < 400 or error.content_type == "application/json":
+                raise
+            return _http_error(error, request)
+        except HeadraceError as error:
+            _log.warning("%s %s: %s", request.method, request.path, error.message)
+            return error_response(503, error.message, error.advice)
+        except Exception:  # noqa: BLE001 - no traceback goes to a client
+            _log.exception("%s %s failed", request.method, request.path)
+            return error_response(
+                500,
+                "headrace failed to answer this request",
+                "look into the log of the headrace process for the reason",
+            )
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        if self._tokens:
+            if self._tokens.admit(request.headers.get("Authorization")):
+                return None
+            refused = error_response(
+                401,
+                "this route wants a bearer token, and the request has none that is known",
+                'send the header "Authorization: Bearer TOKEN" with a token of server.tokens',
+            )
+            # A browser that opens the console gets its own dialogue (the token goes in as password); programs are told Bearer.
+            scheme = 'Basic realm="headrace: token as password"' if request.path == "/" else 'Bearer realm="headrace"'
+            refused.headers["WWW-Authenticate"] = scheme
+            return refused
+        if is_local_host(request.host):
+            return None
+        return error_response(
+            403,
+            "without tokens only requests to localhost are answered, and this one names another host",
+            "use http://127.0.0.1 or http://localhost, or set a token under server.tokens",
+        )
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        verdicts = await self._state.readiness()
+        is_ready = all(verdict.is_ready for verdict in verdicts)
+        return json_response({"is_ready": is_ready, "parts": verdicts}, status=200 if is_ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        try:
+            await self._state.refresh()
+        except LogError as error:
+            _log.warning("/metrics shows the log's former places: %s", error.message)
+        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return json_response(await self._state.document())
+
+    async def _console(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._page,
+            content_type="text/html",
+            charset="utf-8",
+            headers={"Content-Security-Policy": self._page_policy},
+        )
+
+
+def json_response(value: object, *, status: int = 200) -> web.Response:
+    """value: anything msgspec encodes."""
+    return web.Response(body=msgspec.json.encode(value) + b"\n", status=status, content_type="application/json")
+
+
+def error_response(status: int, error: str, advice: str, **more: object) -> web.Response:
+    """The JSON form of every error of our own routes. more: further fields for programs."""
+    return json_response({"error": error, "advice": advice, **more}, status=status)
+
+
+def _http_error(error: web.HTTPException, request: web.Request) -> web.Response:
+    """aiohttp's own refusals in our form."""
+    match error.status:
+        case 404:
+            words = ("there is nothing at this path", "see / for a console, /v1/stream and /v1/events for events")
+        case 405:
+            words = (f"this path doesn't know the method {request.method}", f"use {error.headers.get('Allow', 'GET')}")
+        case 413:
+            words = ("the body of the request is too large", f"send at most {_MAX_BODY_BYTES >> 20} MiB a request")
+        case _:
+            words = ((error.text or error.reason).strip(), "correct the request")
+    answer = error_response(error.status, *words)
+    if "Allow" in error.headers:
+        answer.headers["Allow"] = error.headers["Allow"]
+    return answer
+
+
+async def _harden(request: web.Request, response: web.StreamResponse) -> None:
+    """Headers of every answer: it is private data, of the type it says, and nobody's frame."""
+    headers = response.headers
+    headers["Server"] = "headrace"
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Frame-Options"] = "DENY"
+    headers["Referrer-Policy"] = "no-referrer"
+    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers.setdefault("Cache-Control", "no-store")
+
+
+def _load_console() -> tuple[bytes, str]:
+    """The page and its Content-Security-Policy: its own inline style and script by hash, nothing else."""
+    page = Path(__file__).with_name("console.html").read_bytes()
+
+    def hashes(tag: bytes) -> str:
+        found = re.findall(rb"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found)
+
+    policy = (
+        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, policy
+
+
+__all__ = ["WebServer", "error_response", "json_response"]

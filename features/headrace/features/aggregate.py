@@ -1,0 +1,167 @@
+"""What a window adds up: the contribution of one value, and the reading of a sum of contributions.
+
+Every aggregate here is linear: a value contributes a few integers (slots), rows add them, retraction subtracts them, tiles and windows
+are sums of them, and only ``read`` turns them into a feature value. Integers make sums exact in any order and after any retraction:
+
+- ints stay ints;
+- numeric text is scaled by 10^38 (digits beyond the 38th decimal are rounded half to even, once, before they are added);
+- a double is n / 2^1074 without loss, so a sum of doubles is exact and is rounded once, in ``read``: bit-equal to ``math.fsum``.
+
+Doubles and numerics that aren't finite are counted, not added: any NaN, or infinities of both signs, reads as NaN, else an infinity as
+itself; when the last of them is retracted the finite sum is there again. The sign of zero is lost: a sum of -0.0 reads as 0.0. NULL adds
+nothing; the sum of nothing is 0 (not NULL), so that a window that empties ends in a number.
+
+Mean, variance and histograms fit as further linear aggregates. Min, max, distinct and last-N need a counted multiset as the slot in
+place of an int; adding and retracting stay the same two words.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+from collections.abc import Sequence
+from typing import ClassVar, Final, Protocol, TypeAlias
+
+from headrace.cdc.event import Value
+from headrace.features.spec import FeatureValue, ValueType
+from headrace.features.values import whole_number
+
+DOUBLE_SCALE_BITS: Final = 1074
+DECIMAL_SCALE: Final = 38
+
+_TEN: Final[list[int]] = [10**power for power in range(DECIMAL_SCALE + 1)]
+_DOUBLE_UNIT: Final = 1 << DOUBLE_SCALE_BITS
+_DECIMAL_UNIT: Final[int] = _TEN[DECIMAL_SCALE]
+_DECIMAL = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
+
+# Three counters in one integer, so that they add and subtract as one slot.
+_NAN: Final = 1
+_PLUS: Final = 1 << 40
+_MINUS: Final = 1 << 80
+_COUNTER: Final = (1 << 40) - 1
+_NOT_FINITE: Final = {"NaN": _NAN, "Infinity": _PLUS, "-Infinity": _MINUS}
+
+_INT64: Final = 1 << 63
+
+
+class Pack(enum.Enum):
+    """How a slot is written in a state blob; see tiles.py."""
+
+    PLAIN = "plain"
+    DOUBLE = "double"
+    DECIMAL = "decimal"
+
+
+class Aggregate(Protocol):
+    """slots: how each of its integers is packed; their number is the aggregate's width."""
+
+    slots: ClassVar[tuple[Pack, ...]]
+
+    def lift(self, value: Value) -> tuple[int, ...]:
+        """Contribution of one row's value, one int a slot. Raises ValueError when the value can't be read."""
+        ...
+
+    def read(self, sums: Sequence[int]) -> FeatureValue:
+        """Feature value of the added contributions."""
+        ...
+
+
+class CountRows:
+    """Rows."""
+
+    slots: ClassVar[tuple[Pack, ...]] = (Pack.PLAIN,)
+
+    def lift(self, value: Value) -> tuple[int, ...]:
+        return (1,)
+
+    def read(self, sums: Sequence[int]) -> FeatureValue:
+        return sums[0]
+
+
+class CountValues(CountRows):
+    """Rows whose value is not NULL."""
+
+    def lift(self, value: Value) -> tuple[int, ...]:
+        return (0 if value is None else 1,)
+
+
+class SumWhole:
+    """Sum of whole numbers as Int64; a sum beyond its range reads as null rather than wrong."""
+
+    slots: ClassVar[tuple[Pack, ...]] = (Pack.PLAIN,)
+
+    def lift(self, value: Value) -> tuple[int, ...]:
+        return (0 if value is None else whole_number(value),)
+
+    def read(self, sums: Sequence[int]) -> FeatureValue:
+        return sums[0] if -_INT64 <= sums[0] < _INT64 else None
+
+
+class SumReal:
+    """Sum of numbers of any kind as Float64: the double nearest to the exact sum; beyond the largest double, an infinity.
+
+    Slots: doubles scaled by 2^1074; ints and numerics scaled by 10^38; counters of what isn't finite.
+    """
+
+    slots: ClassVar[tuple[Pack, ...]] = (Pack.DOUBLE, Pack.DECIMAL, Pack.PLAIN)
+
+    def lift(self, value: Value) -> tuple[int, ...]:
+        if isinstance(value, float):
+            return (scaled_double(value), 0, 0)
+        if value is None:
+            return (0, 0, 0)
+        if isinstance(value, str):
+            special = _NOT_FINITE.get(value)
+            return (0, scaled_decimal(value), 0) if special is None else (0, 0, special)
+        return (0, value * _DECIMAL_UNIT, 0)
+
+    def read(self, sums: Sequence[int]) -> FeatureValue:
+        double, decimal, special = sums
+        if special:
+            plus, minus = special >> 40 & _COUNTER, special >> 80
+            if special & _COUNTER or (plus and minus):
+                return math.nan
+            return math.inf if plus else -math.inf
+        try:
+            # int / int rounds correctly, whatever their sizes, and once.
+            if not decimal:
+                return double / _DOUBLE_UNIT
+            if not double:
+                return decimal / _DECIMAL_UNIT
+            return (double * _DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS)) / (_DECIMAL_UNIT << DOUBLE_SCALE_BITS)
+        except OverflowError:
+            return math.inf if double * _DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS) > 0 else -math.inf
+
+
+def scaled_double(value: float) -> int:
+    """A finite double times 2^1074, exact."""
+    numerator, denominator = value.as_integer_ratio()
+    return numerator << (DOUBLE_SCALE_BITS + 1 - denominator.bit_length())
+
+
+def scaled_decimal(text: str) -> int:
+    """Decimal text times 10^38; further digits are rounded half to even. Raises ValueError for other text."""
+    match = _DECIMAL.fullmatch(text)
+    if match is None:
+        raise ValueError("no decimal number")
+    whole, fraction = match[1], match[2] or ""
+    number = int(whole + fraction)
+    digits = len(fraction)
+    if digits <= DECIMAL_SCALE:
+        return number * _TEN[DECIMAL_SCALE - digits]
+    unit: int = 10 ** (digits - DECIMAL_SCALE)
+    quotient, rest = divmod(number, unit)
+    return quotient + (2 * rest > unit or (2 * rest == unit and quotient & 1 == 1))
+
+
+AggregateKey: TypeAlias = tuple[str, int, ValueType]
+"""Kind (``count`` or ``sum``), index of the column (-1 for none), type of the feature."""
+
+
+def make_aggregate(key: AggregateKey) -> Aggregate:
+    """The aggregate of a compiled feature."""
+    kind, column, dtype = key
+    if kind == "count":
+        return CountRows() if column < 0 else CountValues()
+    return SumWhole() if dtype is ValueType.INT64 else SumReal()

@@ -1,0 +1,86 @@
+"""A feature view as the kernel runs it: columns by index, windows in microseconds, one hash over all that decides the values.
+
+Made by definitions.py from what a user wrote; plain data, so that the same definition gives the same canonical JSON on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from headrace.features.predicate import Predicate
+from headrace.features.spec import Field, ValueType, ViewSpec
+from headrace.features.window import Window
+
+FORMAT = 1
+"""Part of the hash: raised when the kernel would compute or store something else from the same definition."""
+
+LATEST = "latest"
+COUNT = "count"
+SUM = "sum"
+
+
+class FeaturePlan(msgspec.Struct, frozen=True):
+    """One feature. column: index into CompiledView.columns, -1 for a count of rows. window None: over all live rows."""
+
+    name: str
+    dtype: ValueType
+    kind: str
+    column: int
+    window: Window | None
+
+
+class CompiledView(msgspec.Struct, frozen=True):
+    """All that the kernel needs of a view.
+
+    columns: every column of the table the view reads, sorted; a row's values tuple has this order. entity: index and type of each join
+    key's column, in the order of spec.join_keys. row_key: indexes of the declared primary key columns; empty means the log's own.
+    event_time: index, or -1 for the commit time. source None: the table of any source.
+    """
+
+    spec: ViewSpec
+    table: str
+    source: str | None
+    columns: tuple[str, ...]
+    row_key: tuple[int, ...]
+    entity: tuple[tuple[int, ValueType], ...]
+    event_time: int
+    where: Predicate | None
+    features: tuple[FeaturePlan, ...]
+    defined_at: str
+
+
+def canonical_json(
+    name: str,
+    join_keys: tuple[Field, ...],
+    fields: tuple[Field, ...],
+    view: CompiledView,
+) -> bytes:
+    """Everything that decides the values of a view, as one JSON text: same text, same content.
+
+    ttl and description are left out: they change what a reader is told, not what is stored.
+    """
+    plain = {
+        "format": FORMAT,
+        "name": name,
+        "join_keys": [[field.name, field.dtype.value] for field in join_keys],
+        "fields": [[field.name, field.dtype.value] for field in fields],
+        "table": view.table,
+        "source": view.source,
+        "columns": view.columns,
+        "row_key": view.row_key,
+        "entity": [index for index, _ in view.entity],
+        "event_time": view.event_time,
+        "where": None if view.where is None else view.where.plain(),
+        "features": [
+            [plan.kind, plan.column, None if plan.window is None else [plan.window.length_us, plan.window.hop_us]]
+            for plan in view.features
+        ],
+    }
+    return msgspec.json.encode(plain, order="deterministic")
+
+
+def spec_hash(canonical: bytes) -> str:
+    """16 hex digits."""
+    return hashlib.sha256(canonical).hexdigest()[:16]

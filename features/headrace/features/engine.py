@@ -1,0 +1,305 @@
+"""The feature engine: reads the log, keeps every view's rows in the online store fresh, and serves them.
+
+One loop does all of it, so there is nothing to race: apply what the log has, write what falls due, let views that are behind catch up, and
+now and then tell the log how far all views are. What decides where a view goes on is its checkpoint in the store, written in the same
+step as its rows; the cursor in the log only holds the retention back. Time is log time: the newest commit time among the events
+read, heartbeats included, never this machine's clock. So a replay writes the same bytes.
+
+The log must have one partition: the changes of one source row may stand in different partitions (a delete under the default replica
+identity doesn't carry the customer key), and only one partition keeps their order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from headrace.cdc.consumer import Health, Services
+from headrace.cdc.errors import ConfigError, DefinitionError, Trimmed
+from headrace.cdc.event import CustomerEvent
+from headrace.cdc.log.base import EventLog
+from headrace.features.compiled import CompiledView
+from headrace.features.config import FeaturesConfig
+from headrace.features.freshness import FeatureMetrics
+from headrace.features.lane import Lane
+from headrace.features.loading import load_definitions
+from headrace.features.server import FeatureServer
+from headrace.features.store.base import OnlineStore
+from headrace.features.worker import StoppedView, ViewWorker
+
+_GROUP = "features"
+_READ_BYTES = 1 << 20
+_CATCH_UP_BYTES = 1 << 17
+"""A lane that is behind works in slices of about this size: a fresh event waits for one of them at most."""
+
+_DECAY_SLICE = 500
+_IDLE_S = 0.5
+_SAVE_EVERY_S = 1.0
+_COMMIT_EVERY_S = 5.0
+_MOST_STATES = 20_000
+_BEHIND_EVENTS = 10_000
+_OP_OF_SNAPSHOT = "read"
+
+_SNAPSHOT_CURE = "start a new log (another log.path), which begins with a fresh snapshot, or give log.retention more room next time"
+
+
+class FeatureEngine:
+    """Consumer of headrace.consumers; see the module.
+
+    make_store: a store that isn't open yet; called for each run, since a failed run ends by closing its store. clock: seconds since 1970,
+    only for measuring freshness and for readers' ttl; monotonic: for the pace of checkpoints.
+    """
+
+    section: ClassVar[str | None] = "features"
+    config_type: ClassVar[type[msgspec.Struct] | None] = FeaturesConfig
+
+    def __init__(
+        self,
+        views: Sequence[CompiledView],
+        make_store: Callable[[], OnlineStore],
+        log: EventLog,
+        registry: CollectorRegistry,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        most_states: int = _MOST_STATES,
+    ) -> None:
+        if log.partitions != 1:
+            raise ConfigError(
+                f"features need a log of one partition, this one has {log.partitions}",
+                problems=(f"log.partitions: {log.partitions} partitions can't keep the changes of one row in order for features",),
+                advice="start a new log with partitions: 1",
+            )
+        self._views = tuple(views)
+        self._make_store = make_store
+        self._log = log
+        self._clock = clock
+        self._monotonic = monotonic
+        self._most_states = most_states
+        self._metrics = FeatureMetrics(registry)
+        self._server = FeatureServer([view.spec for view in views], lambda: self._store, clock=clock)
+        self._store: OnlineStore | None = None
+        self._main: Lane | None = None
+        self._behind: list[Lane] = []
+        self._stopped: dict[str, StoppedView] = {}
+        self._end = 0
+        self._committed = -1
+        self._saved_at = 0.0
+        self._committed_at = 0.0
+        self._has_due = False
+
+    @classmethod
+    def build(cls, section: Any, services: Services) -> FeatureEngine | None:
+        """The engine, None without a ``features:`` section. Raises DefinitionError when the definitions are wrong."""
+        if section is None:
+            return None
+        config: FeaturesConfig = section
+        views = load_definitions(services.config.path(config.definitions))
+        return cls(views, lambda: make_store(config, services), services.log, services.registry)
+
+    @property
+    def name(self) -> str:
+        return "features"
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return self._server.routes()
+
+    async def run(self) -> None:
+        """Work until cancelled. Raises StoreError (retry) when the store fails; the next run goes on from the checkpoints."""
+        store = self._make_store()
+        self._stopped.clear()
+        try:
+            await store.open()
+            await self._begin(store)
+            self._store = store
+            while True:
+                await self.turn()
+        finally:
+            self._store = None
+            self._main = None
+            self._behind = []
+            await store.close()
+
+    async def turn(self) -> None:
+        """One round: fresh events first, then a slice of what falls due, then a slice of catching up."""
+        assert self._main is not None
+        wait_s = 0.0 if self._has_due or self._behind else _IDLE_S
+        await self._follow(self._main, wait_s)
+        self._has_due = await self._main.decay(_DECAY_SLICE)
+        await self._catch_up()
+        self._count()
+        now_s = self._monotonic()
+        if now_s - self._saved_at >= _SAVE_EVERY_S:
+            self._saved_at = now_s
+            for lane in (self._main, *self._behind):
+                await lane.save()
+        if now_s - self._committed_at >= _COMMIT_EVERY_S:
+            self._committed_at = now_s
+            await self._hold_back_retention()
+
+    def health(self) -> Iterable[Health]:
+        if self._main is None:
+            return [Health("features", is_ready=False, reason="the online store isn't open")]
+        result = [
+            Health(f"features/{name}", is_ready=False, reason=f"{view.reason}; to mend it: {view.advice}")
+            for name, view in self._stopped.items()
+        ]
+        for lane in self._behind:
+            for worker in lane.workers:
+                reason = f"catching up: {self._end - lane.offset} events of the log to go"
+                result.append(Health(f"features/{worker.view.spec.name}", is_ready=False, reason=reason))
+        for worker in self._main.workers:
+            if worker.kernel.counts.missing:
+                columns = ", ".join(sorted(worker.kernel.counts.missing))
+                reason = f"table {worker.view.table} has no column {columns}: correct the definition at {worker.view.defined_at}"
+                result.append(Health(f"features/{worker.view.spec.name}", is_ready=False, reason=reason))
+        lag = self._end - self._main.offset
+        if lag > _BEHIND_EVENTS:
+            result.append(Health("features", is_ready=False, reason=f"{lag} events behind the log"))
+        return result or [Health("features", is_ready=True)]
+
+    def status(self) -> dict[str, Any]:
+        """offset: [next event to apply]; lag_events; log_time_us; freshness_ms: recent p50 and p99; views: by name."""
+        main = self._main
+        views: dict[str, Any] = {}
+        for phase, lane in [("live", main), *[("catching up", lane) for lane in self._behind]]:
+            for worker in () if lane is None else lane.workers:
+                views[worker.view.spec.name] = {"phase": phase, **worker.status(), "offset": lane.offset if lane else 0}
+        for name, view in self._stopped.items():
+            views[name] = {"phase": "stopped", "reason": view.reason, "advice": view.advice}
+        return {
+            "offset": [0 if main is None else main.offset],
+            "lag_events": 0 if main is None else max(0, self._end - main.offset),
+            "log_time_us": 0 if main is None else main.log_time_us,
+            "freshness_ms": self._metrics.recent(),
+            "views": views,
+        }
+
+    async def _begin(self, store: OnlineStore) -> None:
+        """Find each view's place; views at the same place share a lane, the furthest is the main one."""
+        bounds = await self._log.bounds(0)
+        self._end = bounds.end
+        places: dict[int, list[ViewWorker]] = {}
+        times: dict[int, int] = {}
+        for view in self._views:
+            checkpoint = await store.checkpoint(view.spec)
+            offset, log_time_us = 0, 0
+            if (
+                checkpoint is not None
+                and checkpoint.spec_hash == view.spec.spec_hash
+                and checkpoint.generation == self._log.generation
+                and len(checkpoint.offsets) == 1
+                and checkpoint.offsets[0] <= bounds.end
+            ):
+                offset, log_time_us = checkpoint.offsets[0], checkpoint.log_time_us
+                checkpoint = None
+            if offset < bounds.first:
+                self._stop_trimmed(view, offset, bounds.first)
+                continue
+            if checkpoint is not None:
+                # Another definition, another log, or a log of an older backup: its rows mean nothing any more.
+                await store.drop(view.spec)
+            worker = ViewWorker(view, store, self._log.generation, most_states=max(100, self._most_states // len(self._views)))
+            await worker.begin(offset, log_time_us)
+            places.setdefault(offset, []).append(worker)
+            times[offset] = log_time_us
+        lanes = [Lane(places[offset], store, offset, times[offset], self._stop) for offset in sorted(places)]
+        # Without any view that can go on, an empty lane keeps the loop, and the status, going.
+        self._main = lanes.pop() if lanes else Lane([], store, bounds.end, 0, self._stop)
+        self._behind = lanes
+        self._has_due = False
+        cursor = await self._log.committed(_GROUP, 0)
+        self._committed = -1 if cursor is None else cursor.offset
+        self._saved_at = self._committed_at = self._monotonic()
+        await self._hold_back_retention()
+
+    async def _follow(self, lane: Lane, wait_s: float) -> None:
+        try:
+            batch = await self._log.read(0, lane.offset, max_bytes=_READ_BYTES, wait_s=wait_s)
+        except Trimmed:
+            await self._drop_trimmed(lane)
+            return
+        if not batch.events:
+            self._end = max(self._end, lane.offset)
+            return
+        self._end = max(batch.next_offset, (await self._log.bounds(0)).end)
+        touching = await lane.apply(batch.events)
+        self._measure(touching)
+
+    async def _catch_up(self) -> None:
+        if not self._behind:
+            return
+        assert self._main is not None
+        lane = self._behind.pop(0)
+        try:
+            batch = await self._log.read(0, lane.offset, max_bytes=_CATCH_UP_BYTES)
+        except Trimmed:
+            await self._drop_trimmed(lane)
+            return
+        await lane.apply(batch.events[: self._main.offset - lane.offset])
+        await lane.decay(_DECAY_SLICE)
+        if not lane.workers:
+            return
+        if lane.offset >= self._main.offset:
+            self._main.workers.extend(lane.workers)
+            self._has_due = True
+            return
+        self._behind.append(lane)
+
+    async def _hold_back_retention(self) -> None:
+        assert self._main is not None
+        workers = [worker for lane in (self._main, *self._behind) for worker in lane.workers]
+        if not workers:
+            return
+        offset = min(worker.stored_offset for worker in workers)
+        if offset > self._committed:
+            await self._log.commit(_GROUP, 0, offset)
+            self._committed = offset
+
+    def _measure(self, events: Sequence[CustomerEvent]) -> None:
+        """Freshness of what has just been written; history and catching up say nothing about it."""
+        if not events or self._main is None or self._end - self._main.offset > _BEHIND_EVENTS:
+            return
+        now_us = self._clock() * 1_000_000
+        for event in events:
+            if event.row is not None and event.row.op != _OP_OF_SNAPSHOT:
+                self._metrics.fresh((now_us - event.committed_us) / 1_000_000)
+
+    def _count(self) -> None:
+        assert self._main is not None
+        self._metrics.lag(max(0, self._end - self._main.offset))
+        for lane in (self._main, *self._behind):
+            for worker in lane.workers:
+                self._metrics.counted(worker.view.spec.name, worker.news())
+
+    def _stop(self, worker: ViewWorker, error: DefinitionError) -> None:
+        self._stopped[worker.view.spec.name] = StoppedView.of(worker.view, error)
+
+    def _stop_trimmed(self, view: CompiledView, offset: int, first: int) -> None:
+        error = DefinitionError(
+            f"view {view.spec.name!r} needs a rebuild from a snapshot: it would start at event {offset} of the log,"
+            f" whose oldest kept event is {first}",
+            advice=_SNAPSHOT_CURE,
+        )
+        self._stopped[view.spec.name] = StoppedView.of(view, error)
+
+    async def _drop_trimmed(self, lane: Lane) -> None:
+        first = (await self._log.bounds(0)).first
+        for worker in lane.workers:
+            self._stop_trimmed(worker.view, lane.offset, first)
+        lane.workers = []
+        lane.offset = max(lane.offset, first)
+
+
+def make_store(config: FeaturesConfig, services: Services) -> OnlineStore:
+    """The store of the configuration, not open yet. Raises StoreError, ConfigError."""
+    store: OnlineStore = config.store.kind.from_config(
+        config.store.section, project=config.project, folder=services.config.folder
+    )
+    return store
+

@@ -1,0 +1,289 @@
+"""Reading features over HTTP: Feast's own ``POST /get-online-features``, and one entity by ``GET /v1/features/{view}``.
+
+Follows the feature server of Feast 0.67 (columns, statuses, timestamps, error bodies), so that a stock SDK with a ``remote`` online store
+reads from here, and tells what Feast's own server leaves out: NOT_FOUND for an entity without a row on every store, and OUTSIDE_MAX_AGE by the
+view's ttl. Reads go straight to the store; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+import msgspec
+from aiohttp import web
+
+from headrace.cdc.errors import StoreError
+from headrace.cdc.event import Value
+from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
+from headrace.features.store.base import FeatureRow, OnlineStore
+from headrace.features.values import converter
+
+Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
+
+MOST_ENTITIES: Final = 10_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Request(msgspec.Struct):
+    """Body of /get-online-features; further fields of Feast's are accepted and have no effect."""
+
+    entities: dict[str, list[Value]]
+    features: list[str] | None = None
+    feature_service: str | None = None
+    full_feature_names: bool = False
+
+
+_decode_request: Final = msgspec.json.Decoder(_Request).decode
+
+
+class _Refused(Exception):
+    """A request that can't be answered; kind is the name of Feast's exception that its SDK raises again."""
+
+    def __init__(self, status: int, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.message = message
+
+
+class FeatureServer:
+    """The handlers. store: the open store, or None while there is none; clock: seconds since 1970, for ttl and freshness only."""
+
+    def __init__(
+        self,
+        views: Iterable[ViewSpec],
+        store: Callable[[], OnlineStore | None],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._views = {view.name: view for view in views}
+        self._store = store
+        self._clock = clock
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/get-online-features", self._get_online_features),
+            web.get("/v1/features/{view}", self._one_entity),
+        ]
+
+    async def _get_online_features(self, request: web.Request) -> web.Response:
+        try:
+            asked = _parse(await request.read())
+            groups = self._groups(asked)
+            rows = _count_rows(asked.entities)
+            now_us = int(self._clock() * 1_000_000)
+            names: list[str] = list(asked.entities)
+            results: list[dict[str, Any]] = [_key_column(values) for values in asked.entities.values()]
+            for view, features in groups:
+                keys = _entity_keys(view, asked.entities, rows)
+                found = await self._read(view, features, keys)
+                dtypes = {field.name: field.dtype for field in view.fields}
+                for place, feature in enumerate(features):
+                    names.append(f"{view.name}__{feature}" if asked.full_feature_names else feature)
+                    results.append(_column(view, dtypes[feature], place, found, now_us))
+        except _Refused as refused:
+            # Feast's shape: a JSON text inside a JSON text, from which its SDK makes the exception again.
+            detail = {"module": "feast.errors", "class": refused.kind, "message": refused.message}
+            return _json(_encode(detail).decode(), refused.status)
+        return _json({"metadata": {"feature_names": names}, "results": results})
+
+    async def _one_entity(self, request: web.Request) -> web.Response:
+        try:
+            view = self._view(request.match_info["view"])
+            key = _key_of_query(view, request.query)
+            features = [field.name for field in view.fields]
+            now_us = int(self._clock() * 1_000_000)
+            row = (await self._read(view, features, [key]))[0]
+        except _Refused as refused:
+            return _json({"error": refused.message}, refused.status)
+        body: dict[str, Any] = {
+            "view": view.name,
+            "entity": {field.name: readable(part) for field, part in zip(view.join_keys, key, strict=True)},
+        }
+        if row is None:
+            return _json({**body, "status": "NOT_FOUND", "error": f"view {view.name} has no row for this entity"}, 404)
+        columns = [_column(view, field.dtype, place, [row], now_us) for place, field in enumerate(view.fields)]
+        is_old = _is_outside(view, row, now_us)
+        return _json(
+            {
+                **body,
+                "status": "OUTSIDE_MAX_AGE" if is_old else "PRESENT",
+                "features": dict(zip(features, [column["values"][0] for column in columns], strict=True)),
+                "statuses": dict(zip(features, [column["statuses"][0] for column in columns], strict=True)),
+                "event_timestamp": timestamp(row.event_time_us),
+                "freshness_ms": round((now_us - row.event_time_us) / 1000, 3),
+            }
+        )
+
+    async def _read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
+        store = self._store()
+        if store is None:
+            raise _Refused(503, "FeastProviderNotReady", "the online store isn't open; try again, and see /readyz for the reason")
+        try:
+            return await store.read(view, features, keys)
+        except StoreError as error:
+            raise _Refused(503, "FeastProviderNotReady", error.message) from error
+
+    def _view(self, name: str) -> ViewSpec:
+        view = self._views.get(name)
+        if view is None:
+            raise _Refused(404, "FeatureViewNotFoundException", f"Feature view {name} does not exist; known: {self._known()}")
+        return view
+
+    def _groups(self, asked: _Request) -> list[tuple[ViewSpec, list[str]]]:
+        """The asked features by view, each once, in order of first appearance."""
+        if asked.feature_service is not None:
+            what = f"Feature service {asked.feature_service} does not exist: name features as view:feature; views: {self._known()}"
+            raise _Refused(404, "FeatureServiceNotFoundException", what)
+        if not asked.features:
+            raise _Refused(422, "FeastError", 'the body names no features: give "features": ["view:feature", ...]')
+        groups: dict[str, list[str]] = {}
+        for reference in asked.features:
+            view_name, colon, feature = reference.partition(":")
+            if not colon:
+                raise _Refused(422, "FeastError", f"{reference!r} is no feature reference: write view:feature")
+            view = self._view(view_name)
+            if all(field.name != feature for field in view.fields):
+                known = ", ".join(field.name for field in view.fields)
+                what = f"Feature {feature} does not exist in feature view {view_name}; known: {known}"
+                raise _Refused(404, "FeatureViewNotFoundException", what)
+            features = groups.setdefault(view_name, [])
+            if feature not in features:
+                features.append(feature)
+        if not asked.full_feature_names:
+            taken: dict[str, str] = {}
+            for view_name, features in groups.items():
+                for feature in features:
+                    other = taken.setdefault(feature, view_name)
+                    if other != view_name:
+                        what = f"feature {feature} is asked of views {other} and {view_name}: set full_feature_names to true"
+                        raise _Refused(422, "FeatureNameCollisionError", what)
+        return [(self._views[name], features) for name, features in groups.items()]
+
+    def _known(self) -> str:
+        return ", ".join(sorted(self._views)) or "none"
+
+
+def _parse(body: bytes) -> _Request:
+    try:
+        return _decode_request(body)
+    except msgspec.DecodeError as error:
+        # msgspec names the field and the kind of value, never the value.
+        what = f'the body can\'t be read: {error}; give {{"features": ["view:feature"], "entities": {{"key": [...]}}}}'
+        raise _Refused(422, "FeastError", what) from error
+
+
+def _count_rows(entities: Mapping[str, Sequence[Value]]) -> int:
+    lengths = {len(values) for values in entities.values()}
+    if len(lengths) != 1:
+        raise _Refused(422, "FeastError", "every entry of entities must have the same number of values")
+    rows = lengths.pop()
+    if rows > MOST_ENTITIES:
+        raise _Refused(422, "FeastError", f"{rows} entities in one request, {MOST_ENTITIES} at most")
+    return rows
+
+
+def _entity_keys(view: ViewSpec, entities: Mapping[str, Sequence[Value]], rows: int) -> list[EntityKey]:
+    columns: list[list[FeatureValue]] = []
+    for field in view.join_keys:
+        values = entities.get(field.name)
+        if values is None:
+            needed = ", ".join(key.name for key in view.join_keys)
+            raise _Refused(422, "EntityDFNotFound", f"join key {field.name} is missing in entities: view {view.name} needs {needed}")
+        columns.append([_key_part(field.name, field.dtype, value) for value in values])
+    return [tuple([column[row] for column in columns]) for row in range(rows)]
+
+
+def _key_part(name: str, dtype: ValueType, value: Value) -> FeatureValue:
+    if dtype is ValueType.BYTES and isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except ValueError:
+            raise _Refused(422, "FeastError", f"join key {name} must be base64 text") from None
+    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
+        return value * 1_000_000
+    try:
+        part = converter(dtype)(value)
+    except ValueError:
+        part = None
+    if part is None:
+        raise _Refused(422, "FeastError", f"join key {name} must be of type {dtype.value}")
+    return part
+
+
+def _key_of_query(view: ViewSpec, query: Mapping[str, str]) -> EntityKey:
+    known = [field.name for field in view.join_keys]
+    for name in query:
+        if name not in known:
+            raise _Refused(400, "", f"unknown parameter {name}: view {view.name} is read by {', '.join(known)}")
+    for name in known:
+        if name not in query:
+            raise _Refused(400, "", f"parameter {name} is missing: view {view.name} is read by {', '.join(known)}")
+    try:
+        return tuple([_key_part(field.name, field.dtype, query[field.name]) for field in view.join_keys])
+    except _Refused as refused:
+        raise _Refused(400, "", refused.message.replace("join key", "parameter")) from None
+
+
+def _key_column(values: Sequence[Value]) -> dict[str, Any]:
+    count = len(values)
+    return {"values": list(values), "statuses": ["PRESENT"] * count, "event_timestamps": [timestamp(0)] * count}
+
+
+def _column(view: ViewSpec, dtype: ValueType, place: int, rows: Sequence[FeatureRow | None], now_us: int) -> dict[str, Any]:
+    values: list[Any] = []
+    statuses: list[Status] = []
+    times: list[str] = []
+    for row in rows:
+        if row is None:
+            values.append(None)
+            statuses.append("NOT_FOUND")
+            times.append(timestamp(0))
+            continue
+        times.append(timestamp(row.event_time_us))
+        value = row.values[place]
+        if _is_outside(view, row, now_us):
+            values.append(None)
+            statuses.append("OUTSIDE_MAX_AGE")
+        else:
+            values.append(_wire(value, dtype))
+            statuses.append("NULL_VALUE" if value is None else "PRESENT")
+    return {"values": values, "statuses": statuses, "event_timestamps": times}
+
+
+def _is_outside(view: ViewSpec, row: FeatureRow, now_us: int) -> bool:
+    return view.ttl_us > 0 and now_us - row.event_time_us > view.ttl_us
+
+
+def _wire(value: FeatureValue, dtype: ValueType) -> Any:
+    """Feast's JSON of a value: whole seconds for a time, otherwise as readable."""
+    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
+        return value // 1_000_000
+    return readable(value)
+
+
+def readable(value: FeatureValue) -> Any:
+    """A value in JSON's types: base64 for bytes; NaN and the infinities as text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def timestamp(time_us: int) -> str:
+    """RFC 3339 in UTC, with microseconds where they aren't zero, as protobuf's JSON has it."""
+    moment = _EPOCH + timedelta(microseconds=time_us)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S") if moment.year >= 1000 else moment.isoformat()[:19]
+    return f"{text}.{moment.microsecond:06d}Z" if moment.microsecond else f"{text}Z"
+
+
+def _json(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=_encode(body), status=status, content_type="application/json")

@@ -1,0 +1,261 @@
+"""The state of one entity in one view: what it has applied, its sums, its tiles, its newest row; and its bytes in the store.
+
+Layout says where each feature finds its number; it is worked out once per view. A state's bytes depend on the rows and the log time alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from headrace.cdc.event import Value
+from headrace.features.aggregate import Aggregate, AggregateKey, Pack, make_aggregate
+from headrace.features.compiled import LATEST, CompiledView
+from headrace.features.spec import FeatureValue
+from headrace.features.tiles import Delta, Track, TrackPlan, pack_slot, unpack_slot
+from headrace.features.values import Converter, converter
+from headrace.features.window import Window
+
+LIFETIME: Final = -1
+"""Place of the features that count all live rows."""
+
+Deltas: TypeAlias = tuple[tuple[Delta, ...], ...]
+"""What a row adds: first to the lifetime sums, then to each track."""
+
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class _Slice(msgspec.Struct, frozen=True):
+    """Where a windowed or lifetime feature reads: track (or LIFETIME), window in it, slots from start to end."""
+
+    aggregate: Aggregate
+    track: int
+    window: int
+    start: int
+    end: int
+
+
+class _Newest(msgspec.Struct, frozen=True):
+    """Where a latest feature reads: index into the newest row's kept columns."""
+
+    place: int
+    convert: Converter
+
+
+class Layout:
+    """What a view's states look like.
+
+    latest_columns: indexes (into CompiledView.columns) of what is kept of the newest row; empty when no feature asks for it.
+    longest_us: the longest window, 0 without any.
+    """
+
+    def __init__(self, view: CompiledView) -> None:
+        latest = sorted({plan.column for plan in view.features if plan.kind == LATEST})
+        self.latest_columns: tuple[int, ...] = tuple(latest)
+        lifetime: list[AggregateKey] = []
+        by_hop: dict[int, tuple[list[Window], list[AggregateKey]]] = {}
+        for plan in view.features:
+            if plan.kind == LATEST:
+                continue
+            key = (plan.kind, plan.column, plan.dtype)
+            if plan.window is None:
+                _append_new(lifetime, key)
+                continue
+            windows, keys = by_hop.setdefault(plan.window.hop_us, ([], []))
+            _append_new(windows, plan.window)
+            _append_new(keys, key)
+        hops = sorted(by_hop)
+        groups = [lifetime, *[by_hop[hop][1] for hop in hops]]
+        self._columns: tuple[tuple[int, Aggregate], ...]
+        order: list[AggregateKey] = []
+        for group in groups:
+            for key in group:
+                _append_new(order, key)
+        made = {key: make_aggregate(key) for key in order}
+        self._columns = tuple([(key[1], made[key]) for key in order])
+        # Groups with the same aggregates share one tuple of deltas: several windows usually ask the same of a row.
+        self._groups: tuple[tuple[tuple[int, int], ...], ...] = tuple([_bases(group, order, made) for group in groups])
+        self.lifetime_slots: tuple[Pack, ...] = _slots(lifetime, made)
+        self.tracks: tuple[TrackPlan, ...] = tuple(
+            [TrackPlan(hop, tuple([window.length_us for window in by_hop[hop][0]]), _slots(by_hop[hop][1], made)) for hop in hops]
+        )
+        self.longest_us: int = max((length for track in self.tracks for length in track.lengths_us), default=0)
+        readers: list[_Slice | _Newest] = []
+        for plan in view.features:
+            if plan.kind == LATEST:
+                readers.append(_Newest(latest.index(plan.column), converter(plan.dtype)))
+                continue
+            key = (plan.kind, plan.column, plan.dtype)
+            if plan.window is None:
+                track, window, group = LIFETIME, 0, lifetime
+            else:
+                track = hops.index(plan.window.hop_us)
+                window = by_hop[plan.window.hop_us][0].index(plan.window)
+                group = by_hop[plan.window.hop_us][1]
+            start = sum(len(made[other].slots) for other in group[: group.index(key)])
+            readers.append(_Slice(made[key], track, window, start, start + len(made[key].slots)))
+        self.readers: tuple[_Slice | _Newest, ...] = tuple(readers)
+
+    def deltas(self, values: Sequence[Value]) -> tuple[Deltas, int]:
+        """What a row of these values adds, and how many of its values couldn't be read (they add nothing)."""
+        unreadable = 0
+        lifted: list[tuple[int, ...]] = []
+        for column, aggregate in self._columns:
+            try:
+                lifted.append(aggregate.lift(values[column] if column >= 0 else None))
+            except ValueError:
+                unreadable += 1
+                lifted.append((0,) * len(aggregate.slots))
+        made: dict[tuple[tuple[int, int], ...], tuple[Delta, ...]] = {}
+        result: list[tuple[Delta, ...]] = []
+        for group in self._groups:
+            found = made.get(group)
+            if found is None:
+                found = made[group] = tuple(
+                    [(base + slot, amount) for place, base in group for slot, amount in enumerate(lifted[place]) if amount]
+                )
+            result.append(found)
+        return tuple(result), unreadable
+
+
+class LatestRow(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
+    """The newest row of an entity; ordered by event time, then by the place of its last change in the log."""
+
+    time_us: int
+    offset: int
+    key: bytes
+    values: tuple[Any, ...] = ()
+
+
+class _Blob(msgspec.Struct, array_like=True, gc=False):
+    applied: int
+    event_time_us: int
+    rows: int
+    lifetime: list[Any]
+    tracks: list[bytes]
+    latest: LatestRow | None
+
+
+_decode = msgspec.msgpack.Decoder(_Blob).decode
+
+
+class EntityState:
+    """One entity, as of a log time.
+
+    applied: offset after the last change applied: older ones are skipped. rows: live rows that count. event_time_us: time of the newest
+    row ever seen. must_rebuild: the newest row went away, and only the contributions know the next one.
+    """
+
+    __slots__ = ("applied", "event_time_us", "latest", "layout", "lifetime", "must_rebuild", "rows", "tracks")
+
+    def __init__(self, layout: Layout, now_us: int) -> None:
+        self.layout = layout
+        self.applied = 0
+        self.event_time_us = 0
+        self.rows = 0
+        self.lifetime: list[int] = [0] * len(layout.lifetime_slots)
+        self.tracks: list[Track] = [Track(plan) for plan in layout.tracks]
+        self.latest: LatestRow | None = None
+        self.must_rebuild = False
+        self.advance(now_us)
+
+    def shift(self, time_us: int, deltas: Deltas) -> None:
+        """Add a row's deltas, or take them away when they are negated."""
+        lifetime = self.lifetime
+        for slot, delta in deltas[0]:
+            lifetime[slot] += delta
+        place = 1
+        for track in self.tracks:
+            track.add(time_us, deltas[place])
+            place += 1
+
+    def advance(self, now_us: int) -> None:
+        """Move all windows to the log time."""
+        for track in self.tracks:
+            track.advance(now_us)
+
+    def due_us(self) -> int | None:
+        """The next log time at which a feature changes by itself."""
+        return min((due for track in self.tracks if (due := track.due_us()) is not None), default=None)
+
+    def values(self) -> tuple[FeatureValue, ...]:
+        """The features, in the view's order; a value of the newest row that can't be read as its type is null."""
+        result: list[FeatureValue] = []
+        for reader in self.layout.readers:
+            if isinstance(reader, _Newest):
+                result.append(None if self.latest is None else _readable(reader.convert, self.latest.values[reader.place]))
+                continue
+            sums = self.lifetime if reader.track < 0 else self.tracks[reader.track].totals[reader.window]
+            result.append(reader.aggregate.read(sums[reader.start : reader.end]))
+        return tuple(result)
+
+    def encode(self) -> bytes:
+        """The bytes that the store keeps beside the features."""
+        return _pack(
+            _Blob(
+                self.applied,
+                self.event_time_us,
+                self.rows,
+                list(map(pack_slot, self.layout.lifetime_slots, self.lifetime)),
+                [track.encode() for track in self.tracks],
+                self.latest,
+            )
+        )
+
+    @classmethod
+    def decode(cls, layout: Layout, data: bytes, now_us: int) -> EntityState:
+        """Inverse of encode, advanced to the log time."""
+        blob = _decode(data)
+        state = cls.__new__(cls)
+        state.layout = layout
+        state.applied = blob.applied
+        state.event_time_us = blob.event_time_us
+        state.rows = blob.rows
+        state.lifetime = list(map(unpack_slot, layout.lifetime_slots, blob.lifetime))
+        state.tracks = [Track.decode(plan, data, now_us) for plan, data in zip(layout.tracks, blob.tracks, strict=True)]
+        state.latest = blob.latest
+        state.must_rebuild = False
+        return state
+
+
+def negated(deltas: Deltas) -> Deltas:
+    """The deltas that take a row away again."""
+    # Tuples shared between groups stay shared: negating is done once for each different one.
+    seen: dict[int, tuple[Delta, ...]] = {}
+    result: list[tuple[Delta, ...]] = []
+    for group in deltas:
+        found = seen.get(id(group))
+        if found is None:
+            found = seen[id(group)] = tuple([(slot, -amount) for slot, amount in group])
+        result.append(found)
+    return tuple(result)
+
+
+def _readable(convert: Converter, value: Value) -> FeatureValue:
+    try:
+        return convert(value)
+    except ValueError:
+        return None
+
+
+def _append_new(items: list[Any], item: Any) -> None:
+    if item not in items:
+        items.append(item)
+
+
+def _bases(
+    group: Sequence[AggregateKey], order: Sequence[AggregateKey], made: dict[AggregateKey, Aggregate]
+) -> tuple[tuple[int, int], ...]:
+    """(place of the aggregate's lift, first slot in this group) of each aggregate."""
+    result: list[tuple[int, int]] = []
+    base = 0
+    for key in group:
+        result.append((order.index(key), base))
+        base += len(made[key].slots)
+    return tuple(result)
+
+
+def _slots(group: Sequence[AggregateKey], made: dict[AggregateKey, Aggregate]) -> tuple[Pack, ...]:
+    return tuple([pack for key in group for pack in made[key].slots])

@@ -1,0 +1,214 @@
+"""One view at work: the kernel between the log and the store.
+
+A worker turns events into ViewWrites and keeps the states of the entities it met last. It writes nothing itself: the engine writes
+several views in one step and then calls ``written``. After any failure a worker is thrown away and made anew from the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.cdc.errors import HeadraceError
+from headrace.cdc.event import CustomerEvent
+from headrace.features.compiled import CompiledView
+from headrace.features.kernel import Counts, ViewBatch, ViewKernel
+from headrace.features.rows import RowChange, RowReader, source_prefix
+from headrace.features.spec import EntityKey
+from headrace.features.state import EntityState
+from headrace.features.store.base import Checkpoint, Contribution, OnlineStore, ViewWrite
+
+FOREVER_US = 1 << 62
+
+
+class TimedEvent(msgspec.Struct, gc=False):
+    """An event with its offset and the log time there."""
+
+    event: CustomerEvent
+    offset: int
+    now_us: int
+
+
+class ViewWorker:
+    """See the module. most_states: how many entities stay in memory."""
+
+    def __init__(self, view: CompiledView, store: OnlineStore, generation: str, *, most_states: int) -> None:
+        self.view = view
+        self.kernel = ViewKernel(view)
+        self.stored_offset = 0
+        self.stored_log_time_us = 0
+        self.next_due_us = FOREVER_US
+        """No row of the view changes by itself before this log time; may be too early, never too late."""
+        self._told = Counts()
+        self._store = store
+        self._generation = generation
+        self._reader = RowReader(view)
+        self._states: OrderedDict[EntityKey, EntityState] = OrderedDict()
+        self._most_states = most_states
+        self._schema, _, self._table = view.table.partition(".")
+
+    def reads(self, event: CustomerEvent) -> bool:
+        """The event concerns the view's table."""
+        row = event.row
+        return (
+            row is not None
+            and row.table == self._table
+            and row.schema == self._schema
+            and (self.view.source is None or event.source == self.view.source)
+        )
+
+    async def begin(self, offset: int, log_time_us: int) -> None:
+        """Go on at this place; everything the store has is as of there."""
+        self.stored_offset = offset
+        self.stored_log_time_us = log_time_us
+        await self._look_for_due()
+
+    async def apply(self, events: Sequence[TimedEvent], offset: int, log_time_us: int) -> ViewWrite | None:
+        """What these events change, None for nothing. offset: the place after them; log_time_us: log time there."""
+        changes: list[RowChange] = []
+        for timed in events:
+            row = timed.event.row
+            assert row is not None  # reads() said so
+            change = self._reader.read(timed.event, row, timed.offset, timed.now_us)
+            if change is not None:
+                changes.append(change)
+        if not changes:
+            return None
+        batch = self.kernel.batch()
+        batch.changes = changes
+        keys = batch.wanted_rows()
+        found = await self._store.contributions(self.view.spec, keys)
+        return await self._carry_out(batch, dict(zip(keys, found, strict=True)), offset, log_time_us)
+
+    async def truncate(self, timed: TimedEvent, entities: Sequence[EntityKey], offset: int, log_time_us: int) -> ViewWrite | None:
+        """Take away all rows of the truncated table that count for these entities."""
+        prefix = source_prefix(timed.event.source)
+        batch = self.kernel.batch()
+        stored: dict[bytes, Contribution | None] = {}
+        for entity in entities:
+            for key, blob in await self._store.contributions_of(self.view.spec, entity):
+                if key.startswith(prefix):
+                    stored[key] = Contribution(entity, blob)
+                    batch.changes.append(
+                        RowChange(timed.offset, timed.now_us, timed.event.committed_us, "delete", key, None, None, None)
+                    )
+        return await self._carry_out(batch, stored, offset, log_time_us)
+
+    async def decay(self, offset: int, log_time_us: int, limit: int) -> tuple[ViewWrite | None, bool]:
+        """Rows that change by the time alone, at most limit of them; and whether there may be more."""
+        if self.next_due_us > log_time_us:
+            return None, False
+        due = await self._store.due(self.view.spec, log_time_us, limit)
+        if not due:
+            await self._look_for_due()
+            return None, False
+        batch = self.kernel.batch()
+        keys = [key for _, key in due]
+        states = await self._load(keys, log_time_us)
+        for key in keys:
+            state = states.get(key)
+            batch.touch(key, EntityState(self.kernel.layout, log_time_us) if state is None else state)
+        return self._write(batch, offset, log_time_us), True
+
+    def checkpoint(self, offset: int, log_time_us: int) -> ViewWrite:
+        """A write that only says how far the view is."""
+        return ViewWrite(self.view.spec, [], {}, self._checkpoint(offset, log_time_us))
+
+    def written(self, write: ViewWrite) -> None:
+        """The store has this write now."""
+        self.stored_offset = write.checkpoint.offsets[0]
+        self.stored_log_time_us = write.checkpoint.log_time_us
+        for entity in write.entities:
+            if entity.due_us is not None and entity.due_us < self.next_due_us:
+                self.next_due_us = entity.due_us
+        states = self._states
+        while len(states) > self._most_states:
+            states.popitem(last=False)
+
+    def news(self) -> Counts:
+        """What the kernel has met since the last call; missing is left out."""
+        counts, told = self.kernel.counts, self._told
+        self._told = msgspec.structs.replace(counts)
+        return Counts(
+            counts.changes - told.changes,
+            counts.written - told.written,
+            counts.late - told.late,
+            counts.unknown - told.unknown,
+            counts.unreadable - told.unreadable,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Numbers for people."""
+        counts = self.kernel.counts
+        return {
+            "offset": self.stored_offset,
+            "rows_written": counts.written,
+            "changes": counts.changes,
+            "late_rows": counts.late,
+            "unknown_columns": counts.unknown,
+            "unreadable_values": counts.unreadable,
+            "cached_entities": len(self._states),
+        }
+
+    async def _carry_out(
+        self, batch: ViewBatch, stored: dict[bytes, Contribution | None], offset: int, log_time_us: int
+    ) -> ViewWrite | None:
+        """Steps 2 to 5 of the kernel."""
+        batch.resolve(stored)
+        wanted = batch.wanted_entities()
+        states = await self._load(wanted, log_time_us)
+        batch.apply(states)
+        for entity in batch.wanted_rebuilds():
+            batch.rebuild(entity, await self._store.contributions_of(self.view.spec, entity))
+        return self._write(batch, offset, log_time_us)
+
+    def _write(self, batch: ViewBatch, offset: int, log_time_us: int) -> ViewWrite | None:
+        entities, contributions = batch.finish(log_time_us)
+        if not entities and not contributions:
+            return None
+        for entity, state in batch.states():
+            self._states[entity] = state
+            self._states.move_to_end(entity)
+        for write in entities:
+            if write.values is None:
+                self._states.pop(write.key, None)
+        return ViewWrite(self.view.spec, entities, contributions, self._checkpoint(offset, log_time_us))
+
+    async def _load(self, keys: Sequence[EntityKey], log_time_us: int) -> dict[EntityKey, EntityState]:
+        """States of those that exist: from memory, or from the store in one call."""
+        states: dict[EntityKey, EntityState] = {}
+        absent: list[EntityKey] = []
+        for key in keys:
+            state = self._states.get(key)
+            if state is None:
+                absent.append(key)
+            else:
+                states[key] = state
+        if absent:
+            blobs = await self._store.states(self.view.spec, absent)
+            for key, blob in zip(absent, blobs, strict=True):
+                if blob is not None:
+                    states[key] = EntityState.decode(self.kernel.layout, blob, self.stored_log_time_us)
+        return states
+
+    async def _look_for_due(self) -> None:
+        earliest = await self._store.due(self.view.spec, FOREVER_US, 1)
+        self.next_due_us = earliest[0][0] if earliest else FOREVER_US
+
+    def _checkpoint(self, offset: int, log_time_us: int) -> Checkpoint:
+        return Checkpoint(self.view.spec.spec_hash, self._generation, (offset,), log_time_us)
+
+
+class StoppedView(msgspec.Struct, frozen=True):
+    """A view that can't go on until a person acts; the others do."""
+
+    view: CompiledView
+    reason: str
+    advice: str
+
+    @classmethod
+    def of(cls, view: CompiledView, error: HeadraceError) -> StoppedView:
+        return cls(view, error.message, error.advice)

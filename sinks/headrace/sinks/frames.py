@@ -1,0 +1,192 @@
+"""Events as the bytes that subscribers get: encoded once, shared by all that stand at the same place.
+
+A Block is a run of consecutive events of one partition, small enough for one write. Its bytes are made when the first reader
+needs them. Follows the HTML standard's chapter "Server-sent events" and CloudEvents 1.0.2 (JSON event format). Knows neither
+sockets nor who reads.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from headrace.cdc.event import CustomerEvent, event_line
+from headrace.cdc.eventfilter import EventFilter
+from headrace.cdc.log.base import LogBatch
+from headrace.sinks.query import Envelope
+
+_BLOCK_EVENTS = 256
+_BLOCK_BYTES = 64 << 10
+_EVENT_OVERHEAD_BYTES = 400
+"""About what names, times and ids add to an event's own JSON; only for sizing blocks."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_encode = msgspec.json.Encoder().encode
+
+Encoder = Callable[[CustomerEvent, int, int], bytes]
+
+
+class Form:
+    """A block's bytes in one envelope. Every list runs parallel to the block's events; None: not asked for yet."""
+
+    __slots__ = ("_encoder", "_json", "_tails", "block", "whole")
+
+    def __init__(self, block: Block, encoder: Encoder) -> None:
+        self.block = block
+        self.whole: tuple[bytes, int] | None = None
+        """All events that aren't heartbeats as one write, and their number: what most subscribers get."""
+        self._encoder = encoder
+        self._json: list[bytes | None] = [None] * len(block.events)
+        self._tails: list[bytes | None] = [None] * len(block.events)
+
+    def json(self, index: int) -> bytes:
+        """Event ``index`` as one line of JSON, without its end of line."""
+        found = self._json[index]
+        if found is None:
+            block = self.block
+            found = self._encoder(block.events[index], block.partition, block.first + index)
+            if b"\n" in found or b"\r" in found:
+                # An SDK's own JSON may be spread over lines; inside strings these bytes are always escaped.
+                found = found.replace(b"\n", b" ").replace(b"\r", b" ")
+            self._json[index] = found
+        return found
+
+    def tail(self, index: int) -> bytes:
+        """The server-sent event without its id line."""
+        found = self._tails[index]
+        if found is None:
+            kind = self.block.events[index].kind.encode()
+            found = self._tails[index] = b"event: %b\ndata: %b\n\n" % (kind, self.json(index))
+        return found
+
+    def stream(self, filter: EventFilter, before: str, after: str, *, is_shared: bool) -> tuple[bytes, int]:
+        """The block's server-sent events that pass, as one write, and their number.
+
+        before, after: the cursor's text around this partition's offset; the id of an event is the place after it.
+        is_shared: the two are the same for every reader.
+        """
+        is_shared = is_shared and filter.is_open
+        if is_shared and self.whole is not None:
+            return self.whole
+        head, end = f"id: {before}".encode(), f"{after}\n".encode()
+        passes = filter.passes
+        next_offset = self.block.first + 1
+        parts: list[bytes] = []
+        for index, event in enumerate(self.block.events):
+            if passes(event):
+                parts.append(b"%b%d%b%b" % (head, next_offset + index, end, self.tail(index)))
+        made = (b"".join(parts), len(parts))
+        if is_shared:
+            self.whole = made
+        return made
+
+
+class Block:
+    """Consecutive events of one partition: events[i] has offset first + i."""
+
+    __slots__ = ("_forms", "events", "first", "partition", "size_bytes")
+
+    def __init__(self, partition: int, first: int, events: Sequence[CustomerEvent], size_bytes: int) -> None:
+        self.partition = partition
+        self.first = first
+        self.events = events
+        self.size_bytes = size_bytes
+        self._forms: dict[Envelope, Form] = {}
+
+    @property
+    def next_offset(self) -> int:
+        return self.first + len(self.events)
+
+    def form(self, envelope: Envelope) -> Form:
+        form = self._forms.get(envelope)
+        if form is None:
+            form = self._forms[envelope] = Form(self, ENCODERS[envelope])
+        return form
+
+
+def split(batch: LogBatch) -> list[Block]:
+    """A batch in blocks of at most 256 events and about 64 KiB; a larger event stands alone."""
+    blocks: list[Block] = []
+    events = batch.events
+    start = size = 0
+    for index, event in enumerate(events):
+        bytes_ = len(event.properties) + _EVENT_OVERHEAD_BYTES
+        if event.row is not None and event.row.before is not None:
+            bytes_ += len(event.row.before)
+        if index > start and (index - start == _BLOCK_EVENTS or size + bytes_ > _BLOCK_BYTES):
+            blocks.append(Block(batch.partition, batch.first_offset + start, events[start:index], size))
+            start, size = index, 0
+        size += bytes_
+    if start < len(events):
+        blocks.append(Block(batch.partition, batch.first_offset + start, events[start:], size))
+    return blocks
+
+
+class BlockCache:
+    """The blocks used last, found by partition and first offset; bounded in bytes of events."""
+
+    def __init__(self, capacity_bytes: int = 16 << 20) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self.size_bytes = 0
+
+    def get(self, partition: int, offset: int) -> Block | None:
+        block = self._blocks.get((partition, offset))
+        if block is not None:
+            self._blocks.move_to_end((partition, offset))
+        return block
+
+    def add(self, batch: LogBatch) -> Block | None:
+        """Keep the blocks of a batch; the first of them, None for an empty batch."""
+        blocks = split(batch)
+        for block in blocks:
+            former = self._blocks.pop((block.partition, block.first), None)
+            if former is not None:
+                self.size_bytes -= former.size_bytes
+            self._blocks[block.partition, block.first] = block
+            self.size_bytes += block.size_bytes
+        while self.size_bytes > self._capacity_bytes and len(self._blocks) > 1:
+            _, oldest = self._blocks.popitem(last=False)
+            self.size_bytes -= oldest.size_bytes
+        return blocks[0] if blocks else None
+
+    def clear(self) -> None:
+        self._blocks.clear()
+        self.size_bytes = 0
+
+
+def _line(event: CustomerEvent, partition: int, offset: int) -> bytes:
+    return _encode(event_line(event, partition=partition, offset=offset))
+
+
+def _cloud_event(event: CustomerEvent, partition: int, offset: int) -> bytes:
+    """CloudEvents JSON; the event line is its data. subject and time are left out where the event has none that fits."""
+    envelope: dict[str, Any] = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": f"/headrace/{event.source}",
+        "type": f"headrace.{event.kind}",
+    }
+    if event.key:
+        envelope["subject"] = event.key
+    try:
+        happened = (_EPOCH + timedelta(microseconds=event.occurred_us)).replace(tzinfo=None)
+    except OverflowError:
+        pass  # a year that RFC 3339 can't spell; occurred_us in the data still says it
+    else:
+        envelope["time"] = f"{happened.isoformat()}Z"
+    envelope |= {
+        "datacontenttype": "application/json",
+        "hrpos": event.position,
+        "hrpart": partition,
+        "hroffset": str(offset),  # a CloudEvents integer has 32 bits only
+        "data": event_line(event, partition=partition, offset=offset),
+    }
+    return _encode(envelope)
+
+
+ENCODERS: Final[dict[Envelope, Encoder]] = {"headrace": _line, "cloudevents": _cloud_event}

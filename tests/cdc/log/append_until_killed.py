@@ -1,0 +1,65 @@
+"""A writer to be killed. Each line on stdin, ``path seed``, forks a process that appends until it is killed; its pid is printed, and
+``gone`` once it is. Forked rather than started: thirty kills cost thirty times a few milliseconds.
+
+What the process appends follows from seed and batch number alone (see ``batch``), so the test can say what the log must hold. Each
+acknowledged batch adds one byte to ``<path>.acked``: bytes written to a file outlive the process that wrote them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from pathlib import Path
+
+from contract.log_contract import event
+
+from headrace.cdc.event import CustomerEvent
+from headrace.cdc.log import sqlite_checkpoint
+from headrace.cdc.log.sqlite import SQLiteLog
+
+PARTITIONS = 2
+_UNDER_WAY = 8
+
+
+def batch(seed: int, number: int) -> list[CustomerEvent]:
+    """The events of one batch: mostly few, at times many, rarely none; a key and a size each."""
+    chosen = random.Random(f"{seed}/{number}")
+    count = chosen.choice((0, 1, 1, 1, 2, 5, 30, 300))
+    return [
+        event(number * 1000 + index, key=str(chosen.randrange(50)), size=chosen.choice((10, 100, 2000)))
+        for index in range(count)
+    ]
+
+
+async def _append(path: Path, seed: int) -> None:
+    sqlite_checkpoint._PASS_BYTES = 1 << 18  # so that kills also meet checkpoints
+    log = await SQLiteLog.open(path, partitions=PARTITIONS)
+    acked = os.open(path.with_name(path.name + ".acked"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    number = int(await log.source_state("shop") or b"0")
+    under_way: list[asyncio.Task[tuple[int, ...]]] = []
+    while True:
+        state = b"%d" % (number + 1)
+        under_way.append(asyncio.create_task(log.append(batch(seed, number), source="shop", state=state)))
+        number += 1
+        if len(under_way) == _UNDER_WAY:
+            ends = await under_way.pop(0)
+            os.write(acked, b".")
+            if number % 10 == 0:
+                await log.commit("g", 0, ends[0], state=b"%d" % ends[0])
+
+
+def main() -> None:
+    for line in sys.stdin:
+        path, seed = line.split()
+        pid = os.fork()
+        if pid == 0:
+            asyncio.run(_append(Path(path), int(seed)))
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("gone", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""What every EventLog must do; run by test_log.py over each engine and the shipped fake. A new engine passes it unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headrace.cdc.errors import Fenced, HeadraceError, Trimmed
+from headrace.cdc.event import CustomerEvent, RowPart
+from headrace.cdc.log.base import Bounds, Cursor, EventLog, partition_of
+
+DEADLINE_S = 10.0
+
+
+class Engine(Protocol):
+    """What the suite needs to know of an engine."""
+
+    async def open(self, *, partitions: int = 1, retention_us: int | None = None, max_bytes: int | None = None) -> Any:
+        """A new, empty log."""
+        ...
+
+    async def take_over(self, log: Any) -> None:
+        """Make a newer writer of the same log exist."""
+        ...
+
+    async def close(self) -> None:
+        """Close every log that was opened."""
+        ...
+
+
+def event(number: int, *, key: str | None = None, committed_us: int | None = None, size: int = 20) -> CustomerEvent:
+    """A row's event; its id is the number, its properties about size bytes."""
+    row = RowPart("public", "orders", "insert", b'{"id":1}', None, (), 7, number, True, 1)
+    us = number if committed_us is None else committed_us
+    return CustomerEvent(
+        f"e{number}", "track", "orders inserted", key, us, us, us, "shop", f"0/{number:X}:0", b"x" * size, row
+    )
+
+
+def events(first: int, count: int, **rest: Any) -> list[CustomerEvent]:
+    return [event(number, **rest) for number in range(first, first + count)]
+
+
+async def read_all(log: EventLog, partition: int = 0, offset: int | None = None) -> list[CustomerEvent]:
+    """Everything kept from offset (default: the first) to the end, checking that offsets have no gap."""
+    bounds = await log.bounds(partition)
+    at = bounds.first if offset is None else offset
+    found: list[CustomerEvent] = []
+    while at < bounds.end:
+        batch = await log.read(partition, at)
+        assert batch.events and batch.first_offset == at and batch.partition == partition
+        found += batch.events
+        at = batch.next_offset
+    return found
+
+
+class LogContract:
+    """Inherit it and give a fixture ``engine``."""
+
+    async def test_an_append_returns_the_end_and_everything_can_be_read_back(self, engine: Engine) -> None:
+        log = await engine.open()
+        stored = events(0, 700)
+        assert await log.append(stored[:1], source="shop", state=b"a") == (1,)
+        assert await log.append(stored[1:], source="shop", state=b"b") == (700,)
+        assert await log.bounds(0) == Bounds(0, 700)
+        assert await read_all(log) == stored
+        assert await read_all(log, offset=350) == stored[350:]
+
+    async def test_a_new_log_is_empty_and_has_a_generation_of_its_own(self, engine: Engine) -> None:
+        one, two = await engine.open(), await engine.open()
+        assert one.generation and one.generation != two.generation
+        assert await one.bounds(0) == Bounds(0, 0)
+        assert (await one.read(0, 0)).events == ()
+        assert await one.source_state("shop") is None
+        assert await one.committed("features", 0) is None
+        assert await one.groups() == {}
+
+    async def test_events_and_source_state_come_together_or_not_at_all(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 3), source="shop", state=b"first")
+        with pytest.raises(ValueError, match="1048577 bytes"):
+            await log.append(events(3, 3), source="shop", state=b"x" * ((1 << 20) + 1))
+        assert await log.source_state("shop") == b"first"
+        assert await log.bounds(0) == Bounds(0, 3)
+        with pytest.raises((OverflowError, ValueError)):
+            await log.append([event(3, committed_us=1 << 70)], source="shop", state=b"second")
+        assert await log.source_state("shop") == b"first"
+        assert await log.append(events(3, 1), source="shop", state=b"third") == (4,)
+        assert await read_all(log) == events(0, 4)
+
+    async def test_a_state_replaces_only_the_same_sources_state_and_needs_no_event(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 1), source="shop", state=b"1")
+        await log.append([], source="web", state=b"w")
+        assert await log.append([], source="shop", state=b"") == (1,)
+        assert await log.source_state("shop") == b""
+        assert await log.source_state("web") == b"w"
+
+    async def test_appends_that_nobody_awaits_one_by_one_keep_their_order(self, engine: Engine) -> None:
+        log = await engine.open()
+        random_source = random.Random(41)
+        sizes = [random_source.choice((0, 1, 1, 3, 40)) for _ in range(300)]
+        firsts = [sum(sizes[:index]) for index in range(len(sizes))]
+        tasks = [
+            asyncio.create_task(log.append(events(first, size), source="shop", state=b"%d" % first))
+            for first, size in zip(firsts, sizes, strict=True)
+        ]
+        ends = await asyncio.gather(*tasks)
+        assert ends == [(first + size,) for first, size in zip(firsts, sizes, strict=True)]
+        assert await read_all(log) == events(0, sum(sizes))
+        assert await log.source_state("shop") == b"%d" % firsts[-1]
+
+    async def test_a_cancelled_wait_takes_no_append_back_and_leaves_no_gap(self, engine: Engine) -> None:
+        log = await engine.open()
+        task = asyncio.create_task(log.append(events(0, 2), source="shop", state=b"1"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await log.append(events(2, 2), source="shop", state=b"2") == (4,)
+        assert await read_all(log) == events(0, 4)
+
+    async def test_a_key_decides_the_partition_and_no_key_means_the_first(self, engine: Engine) -> None:
+        log = await engine.open(partitions=4)
+        stored = [event(number, key=str(number % 13) if number % 5 else None) for number in range(400)]
+        for start in range(0, 400, 50):
+            ends = await log.append(stored[start : start + 50], source="shop", state=b"")
+        lanes = [[one for one in stored if partition_of(one.key, 4) == lane] for lane in range(4)]
+        assert all(lanes) and {one.key for one in lanes[0]} > {None}
+        assert ends == tuple(len(lane) for lane in lanes)
+        for partition, lane in enumerate(lanes):
+            assert await read_all(log, partition) == lane
+
+    async def test_a_partition_that_does_not_exist_is_refused_everywhere(self, engine: Engine) -> None:
+        log = await engine.open(partitions=2)
+        calls: list[Callable[[int], Awaitable[object]]] = [
+            lambda partition: log.read(partition, 0),
+            lambda partition: log.commit("g", partition, 0),
+            lambda partition: log.committed("g", partition),
+            lambda partition: log.bounds(partition),
+            lambda partition: log.trim(partition, 0),
+        ]
+        for call in calls:
+            for partition in (-1, 2):
+                with pytest.raises(ValueError, match=f"partition {partition} doesn't exist"):
+                    await call(partition)
+
+    async def test_a_waiting_read_wakes_on_the_append_and_gets_it(self, engine: Engine) -> None:
+        log = await engine.open()
+        waiting = [asyncio.create_task(log.read(0, 0, wait_s=DEADLINE_S)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
+        await log.append(events(0, 2), source="shop", state=b"")
+        async with asyncio.timeout(DEADLINE_S / 2):
+            for batch in await asyncio.gather(*waiting):
+                assert list(batch.events) == events(0, 2)
+
+    async def test_a_wait_without_an_append_ends_with_an_empty_batch(self, engine: Engine) -> None:
+        log = await engine.open(partitions=2)
+        await log.append([event(0, key=None)], source="shop", state=b"")
+        batch = await log.read(1, 0, wait_s=0.01)
+        assert (batch.partition, batch.first_offset, batch.events, batch.next_offset) == (1, 0, (), 0)
+
+    async def test_a_cancelled_wait_ends_as_cancelled(self, engine: Engine) -> None:
+        log = await engine.open()
+        waiting = asyncio.create_task(log.read(0, 0, wait_s=DEADLINE_S))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await log.append(events(0, 1), source="shop", state=b"") == (1,)
+
+    async def test_max_bytes_bounds_a_batch_but_never_to_nothing(self, engine: Engine) -> None:
+        log = await engine.open()
+        stored = events(0, 200, size=1000)
+        for start in range(0, 200, 25):
+            await log.append(stored[start : start + 25], source="shop", state=b"")
+        assert list((await log.read(0, 10, max_bytes=1)).events) == stored[10:11]
+        assert list((await log.read(0, 10, max_bytes=0)).events) == stored[10:11]
+        batch = await log.read(0, 3, max_bytes=50_000)
+        assert 40 <= len(batch.events) <= 50
+        assert list(batch.events) == stored[3 : 3 + len(batch.events)]
+
+    async def test_one_event_larger_than_any_bound_still_comes_through(self, engine: Engine) -> None:
+        log = await engine.open()
+        stored = [event(0), event(1, size=3 << 20), event(2), *events(3, 6, size=400_000)]
+        await log.append(stored, source="shop", state=b"")
+        assert await read_all(log) == stored
+        assert list((await log.read(0, 1, max_bytes=100)).events) == stored[1:2]
+
+    async def test_reading_beyond_the_end_is_an_error_and_at_the_end_is_not(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 2), source="shop", state=b"")
+        assert (await log.read(0, 2)).events == ()
+        for offset in (3, -1):
+            with pytest.raises(ValueError, match=f"offset {offset} of partition 0"):
+                await log.read(0, offset)
+
+    async def test_a_cursor_is_kept_with_its_state_and_never_goes_back(self, engine: Engine) -> None:
+        log = await engine.open(partitions=2)
+        await log.append([event(number, key=None) for number in range(10)], source="shop", state=b"")
+        await log.commit("features", 0, 4, state=b"blob")
+        assert await log.committed("features", 0) == Cursor(4, b"blob")
+        assert await log.committed("features", 1) is None
+        with pytest.raises(ValueError, match="can't go back from 4 to 3"):
+            await log.commit("features", 0, 3)
+        await log.commit("features", 0, 4, state=b"other")
+        await log.commit("features", 0, 10)
+        await log.commit("sinks", 1, 0)
+        assert await log.committed("features", 0) == Cursor(10)
+        assert await log.groups() == {"features": {0: Cursor(10)}, "sinks": {1: Cursor(0)}}
+
+    async def test_cursors_under_way_do_not_go_back_either(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 10), source="shop", state=b"")
+        tasks = [asyncio.create_task(log.commit("g", 0, offset)) for offset in (2, 7, 5, 9)]
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [type(None), type(None), ValueError, type(None)]
+        assert await log.committed("g", 0) == Cursor(9)
+
+    async def test_a_cursor_beyond_the_end_or_with_too_large_a_state_is_refused(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 1), source="shop", state=b"")
+        for offset in (-1, 2):
+            with pytest.raises(ValueError, match="is outside 0 to 1"):
+                await log.commit("g", 0, offset)
+        with pytest.raises(ValueError, match="more than 65536"):
+            await log.commit("g", 0, 1, state=b"x" * 65537)
+        assert await log.committed("g", 0) is None
+
+    async def test_a_trim_drops_whole_batches_and_a_read_below_says_so(self, engine: Engine) -> None:
+        log = await engine.open()
+        for start in (0, 10, 20):
+            await log.append(events(start, 10), source="shop", state=b"")
+        assert await log.trim(0, 15) == 10
+        assert await log.bounds(0) == Bounds(10, 30)
+        with pytest.raises(Trimmed) as trimmed:
+            await log.read(0, 9)
+        assert trimmed.value.first_offset == 10
+        assert await read_all(log) == events(10, 20)
+        assert await log.trim(0, 5) == 10
+
+    async def test_offsets_go_on_after_everything_was_trimmed(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 10), source="shop", state=b"")
+        assert await log.trim(0, 1000) == 10
+        assert await log.bounds(0) == Bounds(10, 10)
+        assert (await log.read(0, 10)).events == ()
+        assert await log.append(events(10, 1), source="shop", state=b"") == (11,)
+        assert await read_all(log) == events(10, 1)
+
+    async def test_a_trim_stops_at_the_lowest_cursor_unless_forced(self, engine: Engine) -> None:
+        log = await engine.open()
+        for start in (0, 10, 20):
+            await log.append(events(start, 10), source="shop", state=b"")
+        await log.commit("slow", 0, 12)
+        await log.commit("fast", 0, 30)
+        assert await log.trim(0, 30) == 10
+        assert await log.trim(0, 30, force=True) == 30
+        assert await log.committed("slow", 0) == Cursor(12)
+        with pytest.raises(Trimmed):
+            await log.read(0, 12)
+
+    async def test_retention_by_age_looks_at_a_batchs_newest_event_and_at_cursors(self, engine: Engine) -> None:
+        log = await engine.open(retention_us=1000)
+        await log.append([event(0, committed_us=100), event(1, committed_us=900)], source="shop", state=b"")
+        await log.append([event(2, committed_us=300)], source="shop", state=b"")
+        await log.append([event(3, committed_us=950)], source="shop", state=b"")
+        await log.retain(1900)
+        assert await log.bounds(0) == Bounds(0, 4), "the newest event of the oldest batch is exactly as old as allowed"
+        await log.commit("g", 0, 2)
+        await log.retain(10_000)
+        assert await log.bounds(0) == Bounds(2, 4)
+        await log.commit("g", 0, 4)
+        await log.retain(1901)
+        assert await log.bounds(0) == Bounds(3, 4)
+        await log.retain(10_000)
+        assert await log.bounds(0) == Bounds(4, 4)
+
+    async def test_retention_by_size_drops_the_oldest_but_never_past_a_cursor(self, engine: Engine) -> None:
+        log = await engine.open(partitions=2, max_bytes=2_000_000)
+        await log.commit("g", 1, 0)
+        keys = {partition_of(str(number), 2): str(number) for number in range(8)}
+        for start in range(0, 400, 10):
+            await log.append(events(start, 10, key=keys[start // 10 % 2], size=10_000), source="shop", state=b"")
+        await log.retain(0)
+        one, other = await log.bounds(0), await log.bounds(1)
+        assert one.first > 0 and other == Bounds(0, 200), "a cursor holds the second"
+        await log.commit("g", 1, 200)
+        await log.retain(0)
+        assert 0 < (await log.bounds(1)).first < 200
+        kept = len(await read_all(log, 0)) + len(await read_all(log, 1))
+        assert 100 < kept <= 200
+
+    async def test_a_log_without_retention_keeps_everything(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 10), source="shop", state=b"")
+        await log.retain(1 << 60)
+        assert await log.bounds(0) == Bounds(0, 10)
+
+    async def test_a_newer_writer_fences_the_older_one(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 1), source="shop", state=b"1", epoch=log.epoch)
+        await engine.take_over(log)
+        for _ in range(2):
+            with pytest.raises(Fenced):
+                await log.append(events(1, 1), source="shop", state=b"2")
+        assert await read_all(log) == events(0, 1)
+
+    async def test_an_append_of_another_epoch_is_fenced_and_harms_no_other(self, engine: Engine) -> None:
+        log = await engine.open()
+        with pytest.raises(Fenced):
+            await log.append(events(0, 1), source="shop", state=b"1", epoch=log.epoch - 1)
+        assert await log.append(events(0, 1), source="shop", state=b"1", epoch=log.epoch) == (1,)
+
+    async def test_closing_finishes_the_appends_under_way_and_twice_is_fine(self, engine: Engine) -> None:
+        log = await engine.open()
+        tasks = [asyncio.create_task(log.append(events(n, 1), source="shop", state=b"")) for n in range(20)]
+        waiting = asyncio.create_task(log.read(0, 0, wait_s=DEADLINE_S))
+        await asyncio.sleep(0)
+        await asyncio.gather(log.close(), log.close())
+        assert [await task for task in tasks] == [(n + 1,) for n in range(20)]
+        await log.close()
+        with pytest.raises(HeadraceError, match="is closed"):
+            await log.append(events(20, 1), source="shop", state=b"")
+        outcome = (await asyncio.gather(waiting, return_exceptions=True))[0]
+        assert isinstance(outcome, HeadraceError) or list(outcome.events) == events(0, len(outcome.events))
+
+    async def test_a_read_that_waits_ends_when_the_log_is_closed(self, engine: Engine) -> None:
+        log = await engine.open()
+        waiting = asyncio.create_task(log.read(0, 0, wait_s=DEADLINE_S))
+        await asyncio.sleep(0)
+        await log.close()
+        async with asyncio.timeout(DEADLINE_S / 2):
+            with pytest.raises(HeadraceError, match="is closed"):
+                await waiting
+
+    @settings(
+        max_examples=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        derandomize=False,
+        print_blob=True,
+    )
+    @given(data=st.data())
+    async def test_it_equals_a_plain_list_whatever_is_done_to_it(self, engine: Engine, data: st.DataObject) -> None:
+        log = await engine.open(partitions=2)
+        model: list[list[CustomerEvent]] = [[], []]
+        firsts, cursors = [0, 0], [0, 0]
+        number = 0
+        for step in range(data.draw(st.integers(1, 12))):
+            what = data.draw(st.sampled_from(("append", "append", "burst", "read", "read", "trim", "commit")))
+            partition = data.draw(st.integers(0, 1))
+            end = len(model[partition])
+            if what in ("append", "burst"):
+                tasks: list[asyncio.Task[tuple[int, ...]]] = []
+                for _ in range(1 if what == "append" else 5):
+                    count = data.draw(st.integers(0, 40))
+                    size = data.draw(st.sampled_from((0, 10, 3000)))
+                    fresh = [event(n, key=str(n % 7), size=size) for n in range(number, number + count)]
+                    number += count
+                    for one in fresh:
+                        model[partition_of(one.key, 2)].append(one)
+                    tasks.append(asyncio.create_task(log.append(fresh, source="shop", state=b"%d" % number)))
+                assert (await asyncio.gather(*tasks))[-1] == (len(model[0]), len(model[1])), step
+                assert await log.source_state("shop") == b"%d" % number
+            elif what == "read":
+                offset = data.draw(st.integers(0, end))
+                max_bytes = data.draw(st.sampled_from((1, 500, 5_000, 1 << 20)))
+                if offset < firsts[partition]:
+                    with pytest.raises(Trimmed):
+                        await log.read(partition, offset, max_bytes=max_bytes)
+                else:
+                    batch = await log.read(partition, offset, max_bytes=max_bytes)
+                    assert list(batch.events) == model[partition][offset : batch.next_offset]
+                    assert bool(batch.events) == (offset < end)
+            elif what == "trim":
+                before = data.draw(st.integers(0, end))
+                force = data.draw(st.booleans())
+                first = await log.trim(partition, before, force=force)
+                highest = before if force or not cursors[partition] else min(before, cursors[partition])
+                assert firsts[partition] <= first <= max(firsts[partition], highest)
+                firsts[partition] = first
+            elif end:
+                cursors[partition] = data.draw(st.integers(cursors[partition], end))
+                if cursors[partition]:
+                    await log.commit("g", partition, cursors[partition])
+            for lane in (0, 1):
+                assert await log.bounds(lane) == Bounds(firsts[lane], len(model[lane]))
+        for lane in (0, 1):
+            assert await read_all(log, lane) == model[lane][firsts[lane] :]
+        await log.close()
