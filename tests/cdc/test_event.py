@@ -59,7 +59,7 @@ def test_unchanged_and_undecodable_are_no_values_and_stay_themselves() -> None:
     assert repr((UNCHANGED, UNDECODABLE)) == "(UNCHANGED, UNDECODABLE)"
     assert copy.deepcopy(UNCHANGED) is UNCHANGED
     assert pickle.loads(pickle.dumps(UNDECODABLE)) is UNDECODABLE
-    assert "unchanged" != UNCHANGED and UNCHANGED is not None
+    assert UNCHANGED != "unchanged" and UNCHANGED is not None
 
 
 def _row(op: Any, **fields: Any) -> RowPart:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fix_servers import Database
 from fold import Fold, server_rows
-
 from headrace.cdc.config import load
 from headrace.cdc.demo.client import Client
 from headrace.cdc.demo.embedded import free_port

@@ -20,7 +20,6 @@ from psycopg import pq
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fix_servers import Database, postgres_bin
-
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.sources.postgres_config import PostgresConfig, conninfo
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_servers import Database
-from fold import PINNED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fix_servers import Database
+from fold import PINNED
 from headrace.cdc.decode.copytext import copy_row
 from headrace.cdc.decode.pgoutput import row_kinds, text_value
 from headrace.cdc.errors import DecodeError

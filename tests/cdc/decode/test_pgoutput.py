@@ -6,8 +6,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from fix_wire import MAJORS, Decoded, corpus, decode, feed_all
 
+from fix_wire import MAJORS, Decoded, corpus, decode, feed_all
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, Change, Column
 from headrace.cdc.position import PostgresPosition
@@ -104,7 +104,7 @@ def test_positions_ids_and_flags_name_each_change_once_in_commit_order(pgoutput:
             assert PostgresPosition.parse(change.position) == PostgresPosition(end_lsn, change.ordinal)
             assert change.id == f"t-{end_lsn:X}-{change.ordinal}"
     times = [commit_us for _, _, commit_us, _, _ in decoded.transactions]
-    assert 1_700_000_000_000_000 < min(times) and max(times) <= decoded.seen["server_time_us"] < 2_000_000_000_000_000
+    assert min(times) > 1_700_000_000_000_000 and max(times) <= decoded.seen["server_time_us"] < 2_000_000_000_000_000
     assert decoded.seen["wal_end"] >= decoded.transactions[-1][1]
 
 

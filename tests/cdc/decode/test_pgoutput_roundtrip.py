@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import pgoutput_encoder as encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pgoutput_encoder as encode
 from headrace.cdc.event import UNCHANGED, UNDECODABLE
 
 ours = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
