@@ -113,7 +113,9 @@ def test_the_line_of_a_row_event_says_everything() -> None:
     }
 
 
-@pytest.mark.parametrize(("op", "has_after"), [("insert", True), ("update", True), ("read", True), ("delete", False), ("truncate", False)])
+@pytest.mark.parametrize(
+    ("op", "has_after"), [("insert", True), ("update", True), ("read", True), ("delete", False), ("truncate", False)]
+)
 def test_only_rows_that_are_there_afterwards_have_an_after_image(op: str, has_after: bool) -> None:
     assert (_line(_event(_row(op)))["after"] is not None) == has_after
 
