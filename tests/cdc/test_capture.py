@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from scripted_source import HeldLog, ScriptedSource, batch
 
 from headrace.cdc.capture import Capture
 from headrace.cdc.errors import DecodeError, LogUnavailable, SourceRefused, SourceUnavailable
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
+from scripted_source import HeldLog, ScriptedSource, batch
 
 DEADLINE_S = 5.0
 
@@ -280,7 +280,7 @@ async def test_stopping_twice_does_not_wait_for_a_log_that_hangs() -> None:
 async def test_stopping_during_a_pause_is_at_once() -> None:
     bench = Bench(ScriptedSource([SourceUnavailable("gone", source="shop")]))
     hold = asyncio.Event()
-    bench.capture._pause = lambda seconds: hold.wait()  # type: ignore[assignment,return-value]  # pyright: ignore
+    bench.capture._pause = lambda seconds: hold.wait()  # type: ignore[assignment,return-value]
     async with bench.running() as task:
         await bench.until(lambda: bench.capture.trouble == "gone")
         await bench.settle()

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from fix_servers import Database
 from fold import Fold, server_rows
-
 from headrace.cdc.config import load
 from headrace.cdc.demo.client import Client
 from headrace.cdc.demo.embedded import free_port
@@ -59,7 +59,13 @@ server: {{listen: "127.0.0.1:{self.port}"}}
     def start(self) -> None:
         with (self.folder / "run.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "import sys; from headrace.cdc.cli import main; sys.exit(main())", "run", "headrace.yaml"],
+                [
+                    sys.executable,
+                    "-c",
+                    "import sys; from headrace.cdc.cli import main; sys.exit(main())",
+                    "run",
+                    "headrace.yaml",
+                ],
                 cwd=self.folder,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1"},
                 stdout=log,
@@ -108,7 +114,9 @@ def shop(database: Database) -> Iterator[Shop]:
 
 
 @pytest.mark.parametrize(("store", "seed"), [("sqlite", 1), ("redis", 2)], indirect=["store"])
-def test_kills_lose_double_and_reorder_nothing(shop: Shop, database: Database, store: str, tmp_path: Path, seed: int) -> None:
+def test_kills_lose_double_and_reorder_nothing(
+    shop: Shop, database: Database, store: str, tmp_path: Path, seed: int
+) -> None:
     kill_and_judge(shop, database, store, tmp_path, seed=seed, kills=10)
 
 

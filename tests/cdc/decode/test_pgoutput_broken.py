@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from types import ModuleType
 
-import fix_wire
 import pytest
-from fix_wire import Corpus, corpus, decode, feed_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fix_wire
+from fix_wire import Corpus, corpus, decode, feed_all
 from headrace.cdc.errors import DecodeError
 
 SEEDS = range(8)
@@ -97,6 +97,7 @@ def _both(source: Corpus, frames: list[bytes], told: str) -> str:
 def _mutate_many(seed: int, rounds: int) -> None:
     chance = random.Random(seed)
     errors = 0
+    source = corpus(fix_wire.MAJORS[0])
     for number in range(rounds):
         source = corpus(chance.choice(fix_wire.MAJORS)) if number % 50 == 0 else source
         told = f"seed {seed}, round {number}"

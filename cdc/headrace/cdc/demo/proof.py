@@ -71,12 +71,9 @@ def recompute(dsn: str, log_time_us: int) -> dict[str, Rows]:
         return {
             "customer_profile": {row[0]: row[1:] for row in connection.execute(_PROFILE).fetchall()},
             "customer_orders": {
-                row[0]: (*row[1:], latest[row[0]])
-                for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
+                row[0]: (*row[1:], latest[row[0]]) for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
             },
-            "product_sales": {
-                row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()
-            },
+            "product_sales": {row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()},
         }
 
 

@@ -17,7 +17,7 @@ once true, and the engine reads the log again from there. The log keeps events b
 system writes unsynced pages within about half a minute; and were they gone, the log says Trimmed and the view is
 built anew, never a silent gap. FULL would cost 4 ms a flush and save one replay of seconds.
 
-event_ts is whole seconds of true UTC. Feast's reader adds its own time zone: run it with TZ=UTC (docs/decisions/online-stores.md).
+event_ts is whole seconds of true UTC. Feast's reader adds its own time zone: run it with TZ=UTC (docs/decisions/0005-online-stores.md).
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class SQLiteStore:
                 )
             connection.execute("pragma synchronous = normal")
             # Rows of random entities touch pages all over the file: with SQLite's own 2 MB and 1,000 pages large batches
-            # took about twice as long (docs/decisions/online-stores.md).
+            # took about twice as long (docs/decisions/0005-online-stores.md).
             connection.execute(f"pragma cache_size = -{_CACHE_KIB}")
             connection.execute(f"pragma wal_autocheckpoint = {_WAL_PAGES}")
             with _transaction(connection):
