@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from headrace.cdc.event import UNCHANGED, Absent
 
-Wire: TypeAlias = bytes | None | Absent
+Wire: TypeAlias = bytes | Absent | None
 """One value on the wire: its text, NULL, or UNCHANGED."""
 
 _EPOCH_2000_US = 946_684_800_000_000

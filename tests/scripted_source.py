@@ -19,7 +19,9 @@ def batch(number: int, *, rows: int = 1, is_heartbeat: bool = False) -> ChangeBa
     """A batch whose state, mark and row ids all say its number."""
     position = f"0/{number:X}"
     changes = [
-        Change(TABLE, "insert", None, (number,), f"{position}:{row}", f"c{number}-{row}", number, row, row == rows - 1, 0)
+        Change(
+            TABLE, "insert", None, (number,), f"{position}:{row}", f"c{number}-{row}", number, row, row == rows - 1, 0
+        )
         for row in range(0 if is_heartbeat else rows)
     ]
     return ChangeBatch(changes, str(number).encode(), number, 1_700_000_000_000_000, position, is_heartbeat)

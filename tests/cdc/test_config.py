@@ -181,7 +181,7 @@ def test_the_message_counts_and_the_paragraph_lists() -> None:
         parse({"a": 1, "b": 2, "sources": {}}, folder=Path(), name="shop.yaml", environ={})
     assert raised.value.message == "shop.yaml has 3 problems"
     assert raised.value.paragraph().startswith("shop.yaml has 3 problems:\n  a: unknown key")
-    with pytest.raises(ConfigError, match="has 1 problem$"):
+    with pytest.raises(ConfigError, match=r"has 1 problem$"):
         parse({"sources": {}}, folder=Path(), environ={})
 
 
@@ -210,7 +210,14 @@ def test_a_key_may_be_a_variable() -> None:
 
 @pytest.mark.parametrize(
     ("text", "us"),
-    [("5us", 5), ("1.5ms", 1500), ("5s", 5_000_000), ("10m", 600_000_000), (" 2 h ", 7_200_000_000), ("7d", 604_800_000_000)],
+    [
+        ("5us", 5),
+        ("1.5ms", 1500),
+        ("5s", 5_000_000),
+        ("10m", 600_000_000),
+        (" 2 h ", 7_200_000_000),
+        ("7d", 604_800_000_000),
+    ],
 )
 def test_durations_have_units(text: str, us: int) -> None:
     assert Duration.parse(text).us == us
@@ -224,7 +231,7 @@ def test_sizes_have_units(text: str, size: int) -> None:
     assert Size.parse(text).bytes == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "-5s", "5 weeks", "5S", "1e3s", "5s5s", "٥s"])
+@pytest.mark.parametrize("text", ["", "5", "s", "-5s", "5 weeks", "5S", "1e3s", "5s5s", "\u0665s"])
 def test_a_number_without_a_known_unit_is_neither(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         Duration.parse(text)
@@ -265,7 +272,7 @@ def test_a_file_that_is_no_yaml_mapping_says_where(write: Write, text: str, said
 
 
 def test_merge_keys_and_anchors_are_no_doubles(write: Write) -> None:
-    text = 'x: &x {type: postgres, dsn: a}\nsources: {a: {<<: *x, dsn: b}, b: {<<: *x}}'
+    text = "x: &x {type: postgres, dsn: a}\nsources: {a: {<<: *x, dsn: b}, b: {<<: *x}}"
     with pytest.raises(ConfigError) as raised:
         load(write(text), {})
     assert list(raised.value.problems) == ["x: unknown key; known: events, features, log, server, sources, subscribe"]
@@ -285,7 +292,11 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
 
 GOOD: list[dict[str, Any]] = [
     {"sources": {"shop": {"type": "postgres", "dsn": "x"}}},
-    {"sources": {"shop": {"type": "postgres", "dsn": "x", "slot": None, "heartbeat": "1.5s"}}, "log": None, "events": None},
+    {
+        "sources": {"shop": {"type": "postgres", "dsn": "x", "slot": None, "heartbeat": "1.5s"}},
+        "log": None,
+        "events": None,
+    },
     {"sources": {"a": {"type": "postgres", "dsn": "x"}, "b_2": {"type": "postgres", "dsn": "y", "tables": ["a.*"]}}},
     {"log": {"type": "memory"}},
     {"log": {"retention": "7d", "max_size": "10GiB", "partitions": 4}},
@@ -370,8 +381,14 @@ def test_the_schema_refuses_what_the_parser_refuses(
     assert not schema.is_valid(BASE | tree)
 
 
-_scalars = st.sampled_from([None, True, 0, 1, 1.5, "", "x", "5s", "64MiB", "postgres", "sqlite", "memory", "redis", "id"])
-_wrong = _scalars | st.lists(_scalars, max_size=2) | st.dictionaries(st.sampled_from(["type", "dsn", "key", "x"]), _scalars, max_size=2)
+_scalars = st.sampled_from(
+    [None, True, 0, 1, 1.5, "", "x", "5s", "64MiB", "postgres", "sqlite", "memory", "redis", "id"]
+)
+_wrong = (
+    _scalars
+    | st.lists(_scalars, max_size=2)
+    | st.dictionaries(st.sampled_from(["type", "dsn", "key", "x"]), _scalars, max_size=2)
+)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
@@ -397,4 +414,6 @@ def test_every_field_that_a_file_may_have_is_described(schema: jsonschema.Draft2
     for group in ("logs", "sources", "stores"):
         for kind in plugins(f"headrace.{group}").values():
             for field in msgspec.structs.fields(kind.config_type):
-                assert described[kind.config_type.__name__]["properties"][field.encode_name].get("description"), field.name
+                assert described[kind.config_type.__name__]["properties"][field.encode_name].get("description"), (
+                    field.name
+                )

@@ -59,7 +59,7 @@ def test_unchanged_and_undecodable_are_no_values_and_stay_themselves() -> None:
     assert repr((UNCHANGED, UNDECODABLE)) == "(UNCHANGED, UNDECODABLE)"
     assert copy.deepcopy(UNCHANGED) is UNCHANGED
     assert pickle.loads(pickle.dumps(UNDECODABLE)) is UNDECODABLE
-    assert "unchanged" != UNCHANGED and UNCHANGED is not None
+    assert UNCHANGED != "unchanged" and UNCHANGED is not None
 
 
 def _row(op: Any, **fields: Any) -> RowPart:
@@ -113,7 +113,9 @@ def test_the_line_of_a_row_event_says_everything() -> None:
     }
 
 
-@pytest.mark.parametrize(("op", "has_after"), [("insert", True), ("update", True), ("read", True), ("delete", False), ("truncate", False)])
+@pytest.mark.parametrize(
+    ("op", "has_after"), [("insert", True), ("update", True), ("read", True), ("delete", False), ("truncate", False)]
+)
 def test_only_rows_that_are_there_afterwards_have_an_after_image(op: str, has_after: bool) -> None:
     assert (_line(_event(_row(op)))["after"] is not None) == has_after
 

@@ -50,7 +50,9 @@ def test_order_is_by_commit_then_by_place_in_the_transaction(first: PostgresPosi
     assert (first == second) == (place(first) == place(second))
 
 
-@pytest.mark.parametrize("text", ["", "1/0", "1/0:", ":1", "1/0:-1", "1/0:²", "1/0:1_0", "1/0:1:2", "1/0:x", "1/0: 1", "1/0:1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "1/0", "1/0:", ":1", "1/0:-1", "1/0:²", "1/0:1_0", "1/0:1:2", "1/0:x", "1/0: 1", "1/0:1\n"]
+)
 def test_what_is_no_position_is_refused(text: str) -> None:
     with pytest.raises(DecodeError):
         PostgresPosition.parse(text)

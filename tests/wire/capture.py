@@ -20,7 +20,6 @@ from psycopg import pq
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fix_servers import Database, postgres_bin
-
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.sources.postgres_config import PostgresConfig, conninfo
 
@@ -118,21 +117,27 @@ def capture(major: int) -> None:
             "server_version": str(version).split()[0],
             "made_by": f"python tests/wire/capture.py {major}",
             "start_replication": OPTIONS,
-            "primary_keys": dict(database.execute("""
+            "primary_keys": dict(
+                database.execute("""
                 select c.oid::text, array_agg(a.attname::text order by a.attnum)
                 from pg_class c join pg_index i on i.indrelid = c.oid and i.indisprimary
                 join pg_attribute a on a.attrelid = c.oid and a.attnum = any(i.indkey)
-                where c.relnamespace::regnamespace::text in ('public', '"Odd.Schema"') group by c.oid""")),
-            "type_names": dict(database.execute("""
+                where c.relnamespace::regnamespace::text in ('public', '"Odd.Schema"') group by c.oid""")
+            ),
+            "type_names": dict(
+                database.execute("""
                 select t.oid::text, t.typname::text from pg_type t where t.oid in (
                     select atttypid from pg_attribute a join pg_class c on c.oid = a.attrelid
-                    where c.relnamespace::regnamespace::text in ('public', '"Odd.Schema"') and a.attnum > 0)""")),
+                    where c.relnamespace::regnamespace::text in ('public', '"Odd.Schema"') and a.attnum > 0)""")
+            ),
         }
         stream.close()
         database.drop()
     finally:
         server.remove()
-    (FOLDER / f"postgres{major}.frames").write_bytes(b"".join(struct.pack(">i", len(frame)) + frame for frame in frames))
+    (FOLDER / f"postgres{major}.frames").write_bytes(
+        b"".join(struct.pack(">i", len(frame)) + frame for frame in frames)
+    )
     (FOLDER / f"postgres{major}.json").write_text(json.dumps(described, indent=1, sort_keys=True) + "\n")
     print(f"postgres {version}: {len(frames)} frames, {sum(map(len, frames))} bytes")
 

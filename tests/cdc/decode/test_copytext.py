@@ -6,11 +6,11 @@ from typing import Any
 
 import psycopg
 import pytest
-from fix_servers import Database
-from fold import PINNED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fix_servers import Database
+from fold import PINNED
 from headrace.cdc.decode.copytext import copy_row
 from headrace.cdc.decode.pgoutput import row_kinds, text_value
 from headrace.cdc.errors import DecodeError
@@ -98,7 +98,9 @@ def test_arbitrary_bytes_give_a_row_of_the_asked_width_or_a_decode_error(line: b
 def test_copy_and_select_of_a_server_agree(database: Database) -> None:
     database.execute("create table t (n bigint, note text, ratio float8, flag bool, raw bytea, tags text[])")
     # Every character of the Basic Multilingual Plane's start alone and doubled, and those that COPY escapes in all pairs.
-    database.execute("insert into t select g, chr(g), g / 3.0, g % 2 = 0, null, array[chr(g), null] from generate_series(1, 300) g")
+    database.execute(
+        "insert into t select g, chr(g), g / 3.0, g % 2 = 0, null, array[chr(g), null] from generate_series(1, 300) g"
+    )
     database.execute(
         "insert into t select null, chr(a) || chr(b) || '\\N', 'NaN', null, convert_to(chr(b), 'UTF8'), '{}' "
         "from unnest(array[8, 9, 10, 11, 12, 13, 92, 78, 110, 46]) a, unnest(array[8, 9, 10, 11, 12, 13, 92, 78, 110, 46]) b"
@@ -109,9 +111,13 @@ def test_copy_and_select_of_a_server_agree(database: Database) -> None:
         kinds = row_kinds([column.type_code for column in cursor.description])
         with cursor.copy("copy t to stdout") as copy:
             copied = [copy_row(bytes(line), kinds) for line in copy]
-        texts = connection.execute("select n::text, note, ratio::text, left(flag::text, 1), raw::text, tags::text from t")
+        texts = connection.execute(
+            "select n::text, note, ratio::text, left(flag::text, 1), raw::text, tags::text from t"
+        )
         selected = [
-            tuple(None if text is None else text_value(text.encode(), kind) for text, kind in zip(row, kinds, strict=True))
+            tuple(
+                None if text is None else text_value(text.encode(), kind) for text, kind in zip(row, kinds, strict=True)
+            )
             for row in texts.fetchall()
         ]
     assert len(copied) == 400

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-import pgoutput_encoder as encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import pgoutput_encoder as encode
 from headrace.cdc.event import UNCHANGED, UNDECODABLE
 
 ours = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,7 +58,9 @@ def test_random_tables_and_rows_come_back(pgoutput: ModuleType, data: st.DataObj
             new, old = image(), image()
             letter = draw(st.sampled_from("KO"))
             sent = [wire if letter == "O" or is_key else None for (wire, _), is_key in zip(old, flags, strict=True)]
-            known = tuple(v if letter == "O" or is_key else UNCHANGED for (_, v), is_key in zip(old, flags, strict=True))
+            known = tuple(
+                v if letter == "O" or is_key else UNCHANGED for (_, v), is_key in zip(old, flags, strict=True)
+            )
             if op == "insert":
                 frames.append(encode.insert(7, [wire for wire, _ in new]))
                 changes.append((op, None, tuple(value for _, value in new)))
@@ -87,7 +89,9 @@ def test_random_tables_and_rows_come_back(pgoutput: ModuleType, data: st.DataObj
     assert [transaction.commit_us for transaction in decoder.transactions] == [commit_us] * len(expected)
     for transaction in decoder.transactions:
         for change in transaction.changes:
-            assert [(c.name, c.type_oid, c.modifier) for c in change.table.columns] == [column[:3] for column in columns]
+            assert [(c.name, c.type_oid, c.modifier) for c in change.table.columns] == [
+                column[:3] for column in columns
+            ]
             keyed = identity in "di"
             assert change.table.key == tuple(index for index, is_key in enumerate(flags) if is_key and keyed)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
-from fix_servers import Database
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fix_servers import Database
 from headrace.cdc.decode.pgtime import timestamp_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
