@@ -9,13 +9,12 @@ import pytest
 
 pytest.register_assert_rewrite("contract.store_contract")
 
-from contract.store_contract import StoreContract  # noqa: E402  # rewritten asserts show their values
-
-from headrace.cdc.config import plugins  # noqa: E402
-from headrace.features.store.base import OnlineStore  # noqa: E402
-from headrace.features.store.memory import MemoryStore, MemoryStoreConfig  # noqa: E402
-from headrace.features.store.redis import RedisStore, RedisStoreConfig  # noqa: E402
-from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig  # noqa: E402
+from contract.store_contract import StoreContract  # rewritten asserts show their values
+from headrace.cdc.config import plugins
+from headrace.features.store.base import OnlineStore
+from headrace.features.store.memory import MemoryStore, MemoryStoreConfig
+from headrace.features.store.redis import RedisStore, RedisStoreConfig
+from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig
 
 
 class TestMemory(StoreContract):
@@ -56,7 +55,11 @@ class TestRedisInManySmallPieces(TestRedis):
 
 @pytest.mark.parametrize(
     ("name", "section"),
-    [("memory", MemoryStoreConfig()), ("sqlite", SQLiteStoreConfig()), ("redis", RedisStoreConfig("redis://127.0.0.1"))],
+    [
+        ("memory", MemoryStoreConfig()),
+        ("sqlite", SQLiteStoreConfig()),
+        ("redis", RedisStoreConfig("redis://127.0.0.1")),
+    ],
 )
 def test_the_entry_point_makes_a_store_without_opening_anything(name: str, section: object, tmp_path: Path) -> None:
     kind = plugins("headrace.stores")[name]

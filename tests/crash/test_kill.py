@@ -48,7 +48,7 @@ class Running:
             f"""
 log: {{path: shop.log.db}}
 sources:
-  shop: {{type: postgres, dsn: "{dsn}", tables: ["shop.*"], slot: kill_{name}, publication: kill_{name}, heartbeat: 200ms}}
+  shop: {{type: postgres, dsn: "{dsn}", tables: ["shop.*"], slot: kill_{name}, publication: kill_{name}, heartbeat: 2s}}
 events:
   shop.orders: {{key: customer_id, occurred_at: placed_at}}
 features: {{definitions: shop_features.py, project: shop, store: {store}}}
@@ -75,6 +75,11 @@ server: {{listen: "127.0.0.1:{self.port}"}}
         assert self.process is not None
         self.process.terminate()
         assert self.process.wait(20) == 0, self.said()
+
+    def appended(self) -> int:
+        """Log transactions of this process so far."""
+        status = self.client.status()
+        return 0 if status is None else int(status["log"]["appends_total"])
 
     def said(self) -> str:
         return (self.folder / "run.log").read_text(errors="replace")[-3000:]
@@ -120,26 +125,33 @@ def kill_and_judge(shop: Shop, database: Database, store: str, folder: Path, *, 
     running = Running(folder, database.dsn, database.name, store)
     simulator = Simulator(shop, rate=400, seed=seed)
     simulator.start()
+    met_work = 0
     try:
         for _ in range(kills):
             running.start()
-            # A start takes about half a second: most kills meet a process at work, some one that hasn't begun.
-            time.sleep(rng.uniform(0.05, 1.2))
+            if rng.random() < 0.8:
+                # Most kills meet a process at work; the rest comes at any moment of its start.
+                running.wait_until(lambda: bool(running.appended()), f"seed {seed}: starting")
+                time.sleep(rng.uniform(0.0, 0.4))
+            else:
+                time.sleep(rng.uniform(0.1, 1.0))
+            met_work += bool(running.appended())
             running.kill()
     finally:
         simulator.stop()
     assert simulator.failure is None
+    assert met_work >= kills // 2, f"seed {seed}: only {met_work} of {kills} kills met a process at work"
     running.start()
     try:
         (found,) = database.execute("select pg_current_wal_flush_lsn()::text")
         committed = parse_lsn(str(found[0]))
         running.wait_until(lambda: has_passed(running.client, committed), f"seed {seed}: catching up")
+        fold = asyncio.run(folded(running.config, seed))
+        for table in SHOP_TABLES:
+            assert fold.rows(table) == server_rows(database.dsn, table), f"seed {seed}: {table} differs"
         judge_features(running, database.dsn, seed)
     finally:
         running.terminate()
-    fold = asyncio.run(folded(running.config, seed))
-    for table in SHOP_TABLES:
-        assert fold.rows(table) == server_rows(database.dsn, table), f"seed {seed}: {table} differs"
 
 
 def has_passed(client: Client, committed: int) -> bool:

@@ -25,7 +25,7 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -64,7 +64,11 @@ class Entity:
             _check_name(key, where, f"{who}, join key {key!r}")
             if dtype not in JOIN_KEY_TYPES:
                 known = ", ".join(kind.value for kind in JOIN_KEY_TYPES)
-                raise _wrong(where, f"{who}, join key {key!r}", f"type {_type_name(dtype)} can't be a join key; these can: {known}")
+                raise _wrong(
+                    where,
+                    f"{who}, join key {key!r}",
+                    f"type {_type_name(dtype)} can't be a join key; these can: {known}",
+                )
         self.name = name
         self.join_keys = tuple([Field(key, dtype) for key, dtype in join_keys.items()])
         self.description = description
@@ -81,7 +85,11 @@ class Table:
         where = _caller()
         schema, dot, table = name.partition(".")
         if not (schema and dot and table):
-            raise _wrong(where, f"table {name!r}", f'must be written as schema.table, such as "public.{name.strip(".") or "orders"}"')
+            raise _wrong(
+                where,
+                f"table {name!r}",
+                f'must be written as schema.table, such as "public.{name.strip(".") or "orders"}"',
+            )
         self.name = name
         self.key = (key,) if isinstance(key, str) else tuple(key or ())
         self.source = source
@@ -187,7 +195,7 @@ class FeatureView:
 
     def compile(self) -> CompiledView:
         """The view as the kernel runs it, with its spec."""
-        reads = {column for column in self.entity_key.values()} | set(self.source.key)
+        reads = set(self.entity_key.values()) | set(self.source.key)
         reads |= {feature.column for feature in self.features if feature.column is not None}
         if self.event_time is not None:
             reads.add(self.event_time)
@@ -197,7 +205,9 @@ class FeatureView:
         index = {column: place for place, column in enumerate(columns)}
         plans = tuple(
             [
-                FeaturePlan(name, feature.dtype, feature.kind, -1 if feature.column is None else index[feature.column], window)
+                FeaturePlan(
+                    name, feature.dtype, feature.kind, -1 if feature.column is None else index[feature.column], window
+                )
                 for feature in self.features
                 for name, window in feature.windows
             ]
@@ -223,7 +233,8 @@ class FeatureView:
         names = [key.name for key in self.entity.join_keys]
         for key in given:
             self._require(
-                key in names, f"entity_key names {key!r}, which is no join key of entity {self.entity.name!r}; its join keys: {', '.join(names)}"
+                key in names,
+                f"entity_key names {key!r}, which is no join key of entity {self.entity.name!r}; its join keys: {', '.join(names)}",
             )
         for key, column in given.items():
             self._require(bool(column) and _is(column, str), f"join key {key!r} needs the name of a column")
@@ -261,9 +272,14 @@ def _windowed(
         if hop is not None:
             raise _wrong(where, f"feature {stem!r}", "has a hop but no window: give over= as well")
         return Feature(kind, column, dtype, ((stem, None),), where)
-    texts = (over,) if isinstance(over, str) else tuple(over)
+    # What is neither text nor several is refused as no window below.
+    texts = (cast("str", over),) if isinstance(over, str) or not _is(over, Iterable) else tuple(over)
     if not texts:
-        raise _wrong(where, f"feature {stem!r}", 'over= names no window: give one such as "1h", or leave it out for all live rows')
+        raise _wrong(
+            where,
+            f"feature {stem!r}",
+            'over= names no window: give one such as "1h", or leave it out for all live rows',
+        )
     windows: list[tuple[str, Window | None]] = []
     for text in texts:
         name = stem if is_named and len(texts) == 1 else f"{stem}_{re.sub('[^A-Za-z0-9]+', '_', str(text)).strip('_')}"
@@ -277,7 +293,9 @@ def _windowed(
 def _check_name(name: str, where: str, who: str) -> None:
     if not _is(name, str) or _NAME.fullmatch(name) is None or "__" in name:
         # Feast joins view and feature by two underscores in full names.
-        raise _wrong(where, who, "must be letters, digits and single underscores, not starting with a digit; give another name")
+        raise _wrong(
+            where, who, "must be letters, digits and single underscores, not starting with a digit; give another name"
+        )
 
 
 def _check_type(dtype: ValueType, where: str, feature: str) -> None:

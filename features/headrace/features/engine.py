@@ -11,6 +11,7 @@ identity doesn't carry the customer key), and only one partition keeps their ord
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -33,7 +34,8 @@ from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
 
 _GROUP = "features"
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 18
+"""About a thousand events: what one round applies before the loop, and fresh events, get their turn again."""
 _CATCH_UP_BYTES = 1 << 17
 """A lane that is behind works in slices of about this size: a fresh event waits for one of them at most."""
 
@@ -45,7 +47,9 @@ _MOST_STATES = 20_000
 _BEHIND_EVENTS = 10_000
 _OP_OF_SNAPSHOT = "read"
 
-_SNAPSHOT_CURE = "start a new log (another log.path), which begins with a fresh snapshot, or give log.retention more room next time"
+_SNAPSHOT_CURE = (
+    "start a new log (another log.path), which begins with a fresh snapshot, or give log.retention more room next time"
+)
 
 
 class FeatureEngine:
@@ -72,7 +76,9 @@ class FeatureEngine:
         if log.partitions != 1:
             raise ConfigError(
                 f"features need a log of one partition, this one has {log.partitions}",
-                problems=(f"log.partitions: {log.partitions} partitions can't keep the changes of one row in order for features",),
+                problems=(
+                    f"log.partitions: {log.partitions} partitions can't keep the changes of one row in order for features",
+                ),
                 advice="start a new log with partitions: 1",
             )
         self._views = tuple(views)
@@ -133,6 +139,7 @@ class FeatureEngine:
         self._has_due = await self._main.decay(_DECAY_SLICE)
         await self._catch_up()
         self._count()
+        await asyncio.sleep(0)  # a log and a store that answer at once would never let another task run
         now_s = self._monotonic()
         if now_s - self._saved_at >= _SAVE_EVERY_S:
             self._saved_at = now_s
@@ -204,7 +211,9 @@ class FeatureEngine:
             if checkpoint is not None:
                 # Another definition, another log, or a log of an older backup: its rows mean nothing any more.
                 await store.drop(view.spec)
-            worker = ViewWorker(view, store, self._log.generation, most_states=max(100, self._most_states // len(self._views)))
+            worker = ViewWorker(
+                view, store, self._log.generation, most_states=max(100, self._most_states // len(self._views))
+            )
             await worker.begin(offset, log_time_us)
             places.setdefault(offset, []).append(worker)
             times[offset] = log_time_us
@@ -302,4 +311,3 @@ def make_store(config: FeaturesConfig, services: Services) -> OnlineStore:
         config.store.section, project=config.project, folder=services.config.folder
     )
     return store
-

@@ -25,10 +25,16 @@ class FeatureMetrics:
             buckets=_BUCKETS_S,
         )
         self._written = Counter(
-            "headrace_features_written_rows_total", "Entity rows written to the online store", ["view"], registry=registry
+            "headrace_features_written_rows_total",
+            "Entity rows written to the online store",
+            ["view"],
+            registry=registry,
         )
         self._late = Counter(
-            "headrace_features_late_rows_total", "Inserted rows older than every window of the view", ["view"], registry=registry
+            "headrace_features_late_rows_total",
+            "Inserted rows older than every window of the view",
+            ["view"],
+            registry=registry,
         )
         self._unknown = Counter(
             "headrace_features_unknown_columns_total",
@@ -42,7 +48,9 @@ class FeatureMetrics:
             ["view"],
             registry=registry,
         )
-        self._lag = Gauge("headrace_features_lag_events", "Events of the log that features haven't applied", registry=registry)
+        self._lag = Gauge(
+            "headrace_features_lag_events", "Events of the log that features haven't applied", registry=registry
+        )
         self._ring: deque[float] = deque(maxlen=_SAMPLES)
 
     def fresh(self, age_s: float) -> None:

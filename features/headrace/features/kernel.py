@@ -88,7 +88,9 @@ class ViewKernel:
         self.layout = Layout(view)
         self.counts = Counts()
         self._where = (
-            None if view.where is None else view.where.compile({column: place for place, column in enumerate(view.columns)})
+            None
+            if view.where is None
+            else view.where.compile({column: place for place, column in enumerate(view.columns)})
         )
         self._entity = tuple([(index, converter(dtype)) for index, dtype in view.entity])
 
@@ -203,7 +205,8 @@ class ViewBatch:
         """Step 2. stored: one entry for each wanted row."""
         kernel = self._kernel
         current: dict[bytes, SourceRow | None] = {
-            key: None if contribution is None else kernel.stored_row(contribution) for key, contribution in stored.items()
+            key: None if contribution is None else kernel.stored_row(contribution)
+            for key, contribution in stored.items()
         }
         longest_us = kernel.layout.longest_us
         counts = kernel.counts
@@ -227,7 +230,13 @@ class ViewBatch:
             counts.changes += 1
             if new is None and not old:
                 continue
-            if new is not None and new.counts and change.op == "insert" and longest_us and new.time_us <= change.now_us - longest_us:
+            if (
+                new is not None
+                and new.counts
+                and change.op == "insert"
+                and longest_us
+                and new.time_us <= change.now_us - longest_us
+            ):
                 counts.late += 1
             current[key] = new
             self._contributions[key] = new
@@ -337,7 +346,9 @@ class ViewBatch:
             writes.append(EntityWrite(entity, state.values(), state.event_time_us, state.encode(), state.due_us()))
         self._kernel.counts.written += len(writes)
         contributions = {
-            key: None if row is None else Contribution(row.entity, _pack(_Blob(row.time_us, row.offset, row.values, row.counts)))
+            key: None
+            if row is None
+            else Contribution(row.entity, _pack(_Blob(row.time_us, row.offset, row.values, row.counts)))
             for key, row in self._contributions.items()
         }
         return writes, contributions

@@ -79,7 +79,11 @@ class Lane:
     async def save(self) -> None:
         """Bring every view's checkpoint to the lane's place, where there was nothing else to write."""
         await self._write(
-            [worker.checkpoint(self.offset, self.log_time_us) for worker in self.workers if worker.stored_offset < self.offset]
+            [
+                worker.checkpoint(self.offset, self.log_time_us)
+                for worker in self.workers
+                if worker.stored_offset < self.offset
+            ]
         )
 
     async def _flush(self, routed: dict[int, list[TimedEvent]], offset: int, now_us: int) -> None:

@@ -25,18 +25,25 @@ def load_definitions(path: Path) -> tuple[CompiledView, ...]:
     """
     path = path.resolve()
     if not path.is_file():
-        raise DefinitionError(f"definitions file {path} does not exist", advice="correct features.definitions, or write that file")
+        raise DefinitionError(
+            f"definitions file {path} does not exist", advice="correct features.definitions, or write that file"
+        )
     views: list[FeatureView] = []
     for view in _views(_run(path)):
         if not any(view is seen for seen in views):
             views.append(view)
     if not views:
-        raise DefinitionError(f"{path} defines no feature view", advice='give it at least one, as customers = FeatureView("customers", ...)')
+        raise DefinitionError(
+            f"{path} defines no feature view",
+            advice='give it at least one, as customers = FeatureView("customers", ...)',
+        )
     by_name: dict[str, FeatureView] = {}
     for view in views:
         other = by_name.setdefault(view.name, view)
         if other is not view:
-            raise DefinitionError(f"{view.defined_at}: view {view.name!r} is already defined at {other.defined_at}: give one another name")
+            raise DefinitionError(
+                f"{view.defined_at}: view {view.name!r} is already defined at {other.defined_at}: give one another name"
+            )
     return tuple([view.compile() for view in views])
 
 

@@ -43,7 +43,9 @@ class Predicate:
         return _Not(self)
 
     def __bool__(self) -> NoReturn:
-        raise TypeError('a filter has no truth of its own: combine filters with "&", "|" and "~", each side in parentheses')
+        raise TypeError(
+            'a filter has no truth of its own: combine filters with "&", "|" and "~", each side in parentheses'
+        )
 
     def columns(self) -> frozenset[str]:
         """Names of all columns the filter reads."""

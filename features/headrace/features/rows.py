@@ -68,7 +68,9 @@ class RowReader:
             key, old_key = self._declared_keys(event, after, before)
         else:
             key, old_key = self._own_keys(event, row)
-        return RowChange(offset, now_us, event.committed_us, op, key, old_key, after, before, row.unchanged, row.undecodable)
+        return RowChange(
+            offset, now_us, event.committed_us, op, key, old_key, after, before, row.unchanged, row.undecodable
+        )
 
     def _own_keys(self, event: CustomerEvent, row: RowPart) -> tuple[bytes, bytes | None]:
         prefix = source_prefix(event.source)
@@ -90,7 +92,9 @@ class RowReader:
         old = _encode({name: before[name] for name in names})
         return prefix + key, None if old == key else prefix + old
 
-    def _declared_keys(self, event: CustomerEvent, after: Image | None, before: Image | None) -> tuple[bytes, bytes | None]:
+    def _declared_keys(
+        self, event: CustomerEvent, after: Image | None, before: Image | None
+    ) -> tuple[bytes, bytes | None]:
         prefix = source_prefix(event.source)
         old = self._key_of(before)
         new = self._key_of(after) or old

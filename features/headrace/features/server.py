@@ -7,26 +7,20 @@ view's ttl. Reads go straight to the store; nothing is computed here.
 
 from __future__ import annotations
 
-import base64
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 
 from headrace.cdc.errors import StoreError
 from headrace.cdc.event import Value
-from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
+from headrace.features.answer import column, entity_answer, key_column, key_of, key_part
+from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import FeatureRow, OnlineStore
-from headrace.features.values import converter
-
-Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
 
 MOST_ENTITIES: Final = 10_000
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -80,14 +74,14 @@ class FeatureServer:
             rows = _count_rows(asked.entities)
             now_us = int(self._clock() * 1_000_000)
             names: list[str] = list(asked.entities)
-            results: list[dict[str, Any]] = [_key_column(values) for values in asked.entities.values()]
+            results: list[dict[str, Any]] = [key_column(values) for values in asked.entities.values()]
             for view, features in groups:
                 keys = _entity_keys(view, asked.entities, rows)
                 found = await self._read(view, features, keys)
                 dtypes = {field.name: field.dtype for field in view.fields}
                 for place, feature in enumerate(features):
                     names.append(f"{view.name}__{feature}" if asked.full_feature_names else feature)
-                    results.append(_column(view, dtypes[feature], place, found, now_us))
+                    results.append(column(view, dtypes[feature], place, found, now_us))
         except _Refused as refused:
             # Feast's shape: a JSON text inside a JSON text, from which its SDK makes the exception again.
             detail = {"module": "feast.errors", "class": refused.kind, "message": refused.message}
@@ -97,35 +91,27 @@ class FeatureServer:
     async def _one_entity(self, request: web.Request) -> web.Response:
         try:
             view = self._view(request.match_info["view"])
-            key = _key_of_query(view, request.query)
-            features = [field.name for field in view.fields]
+            try:
+                key = key_of(view, request.query)
+            except ValueError as error:
+                raise _Refused(400, "", f"parameter {error}") from None
             now_us = int(self._clock() * 1_000_000)
-            row = (await self._read(view, features, [key]))[0]
+            row = (await self._read(view, [field.name for field in view.fields], [key]))[0]
         except _Refused as refused:
             return _json({"error": refused.message}, refused.status)
-        body: dict[str, Any] = {
-            "view": view.name,
-            "entity": {field.name: readable(part) for field, part in zip(view.join_keys, key, strict=True)},
-        }
+        body = entity_answer(view, key, row, now_us)
         if row is None:
-            return _json({**body, "status": "NOT_FOUND", "error": f"view {view.name} has no row for this entity"}, 404)
-        columns = [_column(view, field.dtype, place, [row], now_us) for place, field in enumerate(view.fields)]
-        is_old = _is_outside(view, row, now_us)
-        return _json(
-            {
-                **body,
-                "status": "OUTSIDE_MAX_AGE" if is_old else "PRESENT",
-                "features": dict(zip(features, [column["values"][0] for column in columns], strict=True)),
-                "statuses": dict(zip(features, [column["statuses"][0] for column in columns], strict=True)),
-                "event_timestamp": timestamp(row.event_time_us),
-                "freshness_ms": round((now_us - row.event_time_us) / 1000, 3),
-            }
-        )
+            return _json({**body, "error": f"view {view.name} has no row for this entity"}, 404)
+        return _json(body)
 
-    async def _read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
+    async def _read(
+        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
+    ) -> list[FeatureRow | None]:
         store = self._store()
         if store is None:
-            raise _Refused(503, "FeastProviderNotReady", "the online store isn't open; try again, and see /readyz for the reason")
+            raise _Refused(
+                503, "FeastProviderNotReady", "the online store isn't open; try again, and see /readyz for the reason"
+            )
         try:
             return await store.read(view, features, keys)
         except StoreError as error:
@@ -134,7 +120,9 @@ class FeatureServer:
     def _view(self, name: str) -> ViewSpec:
         view = self._views.get(name)
         if view is None:
-            raise _Refused(404, "FeatureViewNotFoundException", f"Feature view {name} does not exist; known: {self._known()}")
+            raise _Refused(
+                404, "FeatureViewNotFoundException", f"Feature view {name} does not exist; known: {self._known()}"
+            )
         return view
 
     def _groups(self, asked: _Request) -> list[tuple[ViewSpec, list[str]]]:
@@ -196,93 +184,16 @@ def _entity_keys(view: ViewSpec, entities: Mapping[str, Sequence[Value]], rows: 
         values = entities.get(field.name)
         if values is None:
             needed = ", ".join(key.name for key in view.join_keys)
-            raise _Refused(422, "EntityDFNotFound", f"join key {field.name} is missing in entities: view {view.name} needs {needed}")
-        columns.append([_key_part(field.name, field.dtype, value) for value in values])
-    return [tuple([column[row] for column in columns]) for row in range(rows)]
-
-
-def _key_part(name: str, dtype: ValueType, value: Value) -> FeatureValue:
-    if dtype is ValueType.BYTES and isinstance(value, str):
+            raise _Refused(
+                422,
+                "EntityDFNotFound",
+                f"join key {field.name} is missing in entities: view {view.name} needs {needed}",
+            )
         try:
-            return base64.b64decode(value, validate=True)
-        except ValueError:
-            raise _Refused(422, "FeastError", f"join key {name} must be base64 text") from None
-    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
-        return value * 1_000_000
-    try:
-        part = converter(dtype)(value)
-    except ValueError:
-        part = None
-    if part is None:
-        raise _Refused(422, "FeastError", f"join key {name} must be of type {dtype.value}")
-    return part
-
-
-def _key_of_query(view: ViewSpec, query: Mapping[str, str]) -> EntityKey:
-    known = [field.name for field in view.join_keys]
-    for name in query:
-        if name not in known:
-            raise _Refused(400, "", f"unknown parameter {name}: view {view.name} is read by {', '.join(known)}")
-    for name in known:
-        if name not in query:
-            raise _Refused(400, "", f"parameter {name} is missing: view {view.name} is read by {', '.join(known)}")
-    try:
-        return tuple([_key_part(field.name, field.dtype, query[field.name]) for field in view.join_keys])
-    except _Refused as refused:
-        raise _Refused(400, "", refused.message.replace("join key", "parameter")) from None
-
-
-def _key_column(values: Sequence[Value]) -> dict[str, Any]:
-    count = len(values)
-    return {"values": list(values), "statuses": ["PRESENT"] * count, "event_timestamps": [timestamp(0)] * count}
-
-
-def _column(view: ViewSpec, dtype: ValueType, place: int, rows: Sequence[FeatureRow | None], now_us: int) -> dict[str, Any]:
-    values: list[Any] = []
-    statuses: list[Status] = []
-    times: list[str] = []
-    for row in rows:
-        if row is None:
-            values.append(None)
-            statuses.append("NOT_FOUND")
-            times.append(timestamp(0))
-            continue
-        times.append(timestamp(row.event_time_us))
-        value = row.values[place]
-        if _is_outside(view, row, now_us):
-            values.append(None)
-            statuses.append("OUTSIDE_MAX_AGE")
-        else:
-            values.append(_wire(value, dtype))
-            statuses.append("NULL_VALUE" if value is None else "PRESENT")
-    return {"values": values, "statuses": statuses, "event_timestamps": times}
-
-
-def _is_outside(view: ViewSpec, row: FeatureRow, now_us: int) -> bool:
-    return view.ttl_us > 0 and now_us - row.event_time_us > view.ttl_us
-
-
-def _wire(value: FeatureValue, dtype: ValueType) -> Any:
-    """Feast's JSON of a value: whole seconds for a time, otherwise as readable."""
-    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
-        return value // 1_000_000
-    return readable(value)
-
-
-def readable(value: FeatureValue) -> Any:
-    """A value in JSON's types: base64 for bytes; NaN and the infinities as text."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def timestamp(time_us: int) -> str:
-    """RFC 3339 in UTC, with microseconds where they aren't zero, as protobuf's JSON has it."""
-    moment = _EPOCH + timedelta(microseconds=time_us)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S") if moment.year >= 1000 else moment.isoformat()[:19]
-    return f"{text}.{moment.microsecond:06d}Z" if moment.microsecond else f"{text}Z"
+            columns.append([key_part(field.name, field.dtype, value) for value in values])
+        except ValueError as error:
+            raise _Refused(422, "FeastError", f"join key {error}") from None
+    return [tuple([column[row] for column in columns]) for row in range(rows)]
 
 
 def _json(body: Any, status: int = 200) -> web.Response:

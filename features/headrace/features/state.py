@@ -79,7 +79,10 @@ class Layout:
         self._groups: tuple[tuple[tuple[int, int], ...], ...] = tuple([_bases(group, order, made) for group in groups])
         self.lifetime_slots: tuple[Pack, ...] = _slots(lifetime, made)
         self.tracks: tuple[TrackPlan, ...] = tuple(
-            [TrackPlan(hop, tuple([window.length_us for window in by_hop[hop][0]]), _slots(by_hop[hop][1], made)) for hop in hops]
+            [
+                TrackPlan(hop, tuple([window.length_us for window in by_hop[hop][0]]), _slots(by_hop[hop][1], made))
+                for hop in hops
+            ]
         )
         self.longest_us: int = max((length for track in self.tracks for length in track.lengths_us), default=0)
         readers: list[_Slice | _Newest] = []
@@ -114,7 +117,12 @@ class Layout:
             found = made.get(group)
             if found is None:
                 found = made[group] = tuple(
-                    [(base + slot, amount) for place, base in group for slot, amount in enumerate(lifted[place]) if amount]
+                    [
+                        (base + slot, amount)
+                        for place, base in group
+                        for slot, amount in enumerate(lifted[place])
+                        if amount
+                    ]
                 )
             result.append(found)
         return tuple(result), unreadable
@@ -185,7 +193,9 @@ class EntityState:
         result: list[FeatureValue] = []
         for reader in self.layout.readers:
             if isinstance(reader, _Newest):
-                result.append(None if self.latest is None else _readable(reader.convert, self.latest.values[reader.place]))
+                result.append(
+                    None if self.latest is None else _readable(reader.convert, self.latest.values[reader.place])
+                )
                 continue
             sums = self.lifetime if reader.track < 0 else self.tracks[reader.track].totals[reader.window]
             result.append(reader.aggregate.read(sums[reader.start : reader.end]))

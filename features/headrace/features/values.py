@@ -22,7 +22,6 @@ _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|-?Infinity|NaN")
 _FLOAT32 = struct.Struct("<f")
 
 
-
 def whole_number(value: Value) -> int:
     """An int of a non-null value: ints, bools, integral floats, and text of an integer (numeric 5.00 is 5). Raises ValueError."""
     if isinstance(value, int):

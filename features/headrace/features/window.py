@@ -41,7 +41,9 @@ def span_us(text: str, what: str) -> int:
     try:
         span = Duration.parse(text).us
     except (ValueError, TypeError, AttributeError):
-        raise ValueError(f'{what} {text!r} is no time span; write a number with us, ms, s, m, h or d, such as "1h" or "7d"') from None
+        raise ValueError(
+            f'{what} {text!r} is no time span; write a number with us, ms, s, m, h or d, such as "1h" or "7d"'
+        ) from None
     if span <= 0:
         raise ValueError(f"{what} {text!r} must be longer than nothing")
     return span
@@ -64,5 +66,7 @@ def make_window(over: str, hop: str | None) -> Window:
             raise ValueError(f"window {over} is no whole number of seconds: give a hop that divides it")
         hop_us = fitting[-1]
     if length_us // hop_us > MOST_TILES:
-        raise ValueError(f"window {over} would have {length_us // hop_us} hops, {MOST_TILES} at most: give a longer hop")
+        raise ValueError(
+            f"window {over} would have {length_us // hop_us} hops, {MOST_TILES} at most: give a longer hop"
+        )
     return Window(length_us, hop_us)

@@ -83,7 +83,9 @@ class ViewWorker:
         found = await self._store.contributions(self.view.spec, keys)
         return await self._carry_out(batch, dict(zip(keys, found, strict=True)), offset, log_time_us)
 
-    async def truncate(self, timed: TimedEvent, entities: Sequence[EntityKey], offset: int, log_time_us: int) -> ViewWrite | None:
+    async def truncate(
+        self, timed: TimedEvent, entities: Sequence[EntityKey], offset: int, log_time_us: int
+    ) -> ViewWrite | None:
         """Take away all rows of the truncated table that count for these entities."""
         prefix = source_prefix(timed.event.source)
         batch = self.kernel.batch()
@@ -144,7 +146,7 @@ class ViewWorker:
         """Numbers for people."""
         counts = self.kernel.counts
         return {
-            "offset": self.stored_offset,
+            "stored_offset": self.stored_offset,
             "rows_written": counts.written,
             "changes": counts.changes,
             "late_rows": counts.late,

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -140,7 +140,7 @@ def _port(asked: int) -> int:
 
 
 @contextmanager
-def _headrace(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _headrace(folder: Path, environment: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """``headrace run headrace.yaml`` in a session of its own, so that Ctrl-C reaches only us."""
     with (folder / "run.log").open("wb") as log:
         process = subprocess.Popen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from rich.console import Console, Group
@@ -49,7 +49,7 @@ class Screen:
         self._printed_at = 0.0
         self._live: Live | None = None
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=8, transient=False)
             self._live.__enter__()

@@ -607,8 +607,8 @@ class PostgresSource:
         return SourceStatus(
             phase=self._phase,
             reason=self._reason,
-            position="" if state is None else format_lsn(state.lsn),
-            lag_bytes=None if state is None else max(0, self._server_lsn - state.lsn),
+            position=format_lsn(self._durable) if self._durable else "",
+            lag_bytes=None if state is None else max(0, self._server_lsn - self._durable),
             retained_bytes=self._retained_bytes,
             snapshot=snapshot,
         )

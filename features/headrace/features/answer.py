@@ -1,0 +1,136 @@
+"""How values, statuses and keys are spelled for readers, over HTTP and on the command line alike.
+
+Follows the JSON of Feast 0.67's feature server. Pure: the time of the reader is an argument.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+from headrace.cdc.event import Value
+from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
+from headrace.features.store.base import FeatureRow
+from headrace.features.values import converter
+
+Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def key_part(name: str, dtype: ValueType, value: Value) -> FeatureValue:
+    """One join key's value as a reader sends it: base64 for bytes, whole seconds or a timestamp's text for a time.
+
+    Raises ValueError with a sentence that names the join key, never its value.
+    """
+    if dtype is ValueType.BYTES and isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError(f"{name} must be base64 text") from None
+    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
+        return value * 1_000_000
+    try:
+        part = converter(dtype)(value)
+    except ValueError:
+        part = None
+    if part is None:
+        raise ValueError(f"{name} must be of type {dtype.value}")
+    return part
+
+
+def key_of(view: ViewSpec, texts: Mapping[str, str]) -> EntityKey:
+    """The entity key that ``name=value`` texts give. Raises ValueError with a sentence: unknown, missing, or of another type."""
+    known = [field.name for field in view.join_keys]
+    for name in texts:
+        if name not in known:
+            raise ValueError(f"{name} is unknown: view {view.name} is read by {', '.join(known)}")
+    for name in known:
+        if name not in texts:
+            raise ValueError(f"{name} is missing: view {view.name} is read by {', '.join(known)}")
+    return tuple([key_part(field.name, field.dtype, texts[field.name]) for field in view.join_keys])
+
+
+def entity_answer(view: ViewSpec, key: EntityKey, row: FeatureRow | None, now_us: int) -> dict[str, Any]:
+    """One entity's row of a view, all features, in JSON types; row None: status NOT_FOUND and no features."""
+    body: dict[str, Any] = {
+        "view": view.name,
+        "entity": {field.name: readable(part) for field, part in zip(view.join_keys, key, strict=True)},
+    }
+    if row is None:
+        return {**body, "status": "NOT_FOUND"}
+    columns = [column(view, field.dtype, place, [row], now_us, readable) for place, field in enumerate(view.fields)]
+    names = [field.name for field in view.fields]
+    return {
+        **body,
+        "status": "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT",
+        "features": dict(zip(names, [found["values"][0] for found in columns], strict=True)),
+        "statuses": dict(zip(names, [found["statuses"][0] for found in columns], strict=True)),
+        "event_timestamp": timestamp(row.event_time_us),
+        "freshness_ms": round((now_us - row.event_time_us) / 1000, 3),
+    }
+
+
+def key_column(values: Sequence[Value]) -> dict[str, Any]:
+    """A join key among the answered columns, as Feast has it."""
+    count = len(values)
+    return {"values": list(values), "statuses": ["PRESENT"] * count, "event_timestamps": [timestamp(0)] * count}
+
+
+def column(
+    view: ViewSpec,
+    dtype: ValueType,
+    place: int,
+    rows: Sequence[FeatureRow | None],
+    now_us: int,
+    spell: Callable[[FeatureValue], Any] | None = None,
+) -> dict[str, Any]:
+    """One feature of many rows, as Feast answers it; place: its index in the rows' values. spell: default Feast's spelling."""
+    values: list[Any] = []
+    statuses: list[Status] = []
+    times: list[str] = []
+    for row in rows:
+        if row is None:
+            values.append(None)
+            statuses.append("NOT_FOUND")
+            times.append(timestamp(0))
+            continue
+        times.append(timestamp(row.event_time_us))
+        value = row.values[place]
+        if _is_outside(view, row, now_us):
+            values.append(None)
+            statuses.append("OUTSIDE_MAX_AGE")
+        else:
+            values.append(spell(value) if spell is not None else _wire(value, dtype))
+            statuses.append("NULL_VALUE" if value is None else "PRESENT")
+    return {"values": values, "statuses": statuses, "event_timestamps": times}
+
+
+def _is_outside(view: ViewSpec, row: FeatureRow, now_us: int) -> bool:
+    return view.ttl_us > 0 and now_us - row.event_time_us > view.ttl_us
+
+
+def _wire(value: FeatureValue, dtype: ValueType) -> Any:
+    """Feast's JSON of a value: whole seconds for a time, otherwise as readable."""
+    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
+        return value // 1_000_000
+    return readable(value)
+
+
+def readable(value: FeatureValue) -> Any:
+    """A value in JSON's types: base64 for bytes; NaN and the infinities as text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def timestamp(time_us: int) -> str:
+    """RFC 3339 in UTC, with microseconds where they aren't zero, as protobuf's JSON has it."""
+    moment = _EPOCH + timedelta(microseconds=time_us)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S") if moment.year >= 1000 else moment.isoformat()[:19]
+    return f"{text}.{moment.microsecond:06d}Z" if moment.microsecond else f"{text}Z"
