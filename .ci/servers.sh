@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings the servers that the default suite runs against, where it may; otherwise prints the one line to type and fails.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 line="apt-get update && apt-get install -y --no-install-recommends"
 packages=()
 
@@ -11,6 +12,10 @@ have_postgres() {
 have_postgres || packages+=(postgresql)
 command -v redis-server >/dev/null || packages+=(redis-server)
 [ ${#packages[@]} -gt 0 ] || exit 0
+# .ci/venv.sh would ask next: one line to type is better than two.
+if [ ! -x .venv/bin/python ] && ! command -v uv >/dev/null && ! python3 -c 'import ensurepip' >/dev/null 2>&1; then
+    packages+=(python3-venv)
+fi
 
 if ! command -v apt-get >/dev/null; then
     echo "headrace: the suite needs ${packages[*]} (Debian's names): install them with your system's package manager" >&2
@@ -23,5 +28,4 @@ else
     exit 1
 fi
 echo "headrace: installing ${packages[*]}" >&2
-$as apt-get -q update >&2 </dev/null
-$as DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${packages[@]}" >&2 </dev/null
+.ci/apt.sh "$as" "${packages[@]}"

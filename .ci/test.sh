@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 if .venv/bin/python .ci/hot.py any; then
     echo "headrace: the same hot modules again, uncompiled"
     # 5: these words select no test of a hot module.
-    HEADRACE_PURE=1 .venv/bin/python -m pytest -q "$@" || { code=$?; [ "$code" = 5 ] || exit "$code"; }
+    HEADRACE_PURE=1 .venv/bin/python -m pytest "$@" || { code=$?; [ "$code" = 5 ] || exit "$code"; }
 else
     echo "headrace: no C compiler was found here; the suite ran on uncompiled modules only"
 fi

@@ -54,8 +54,7 @@ make_venv() {
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     if as=$(installer); then
         say "installing python$version-venv, which $python lacks"
-        { $as apt-get -q update && DEBIAN_FRONTEND=noninteractive $as apt-get -qq install -y --no-install-recommends \
-            "python$version-venv"; } >&2 </dev/null || fail "that failed; try: apt-get install -y python$version-venv"
+        .ci/apt.sh "$as" "python$version-venv" || fail "that failed; try: apt-get install -y python$version-venv"
         "$python" -m venv "$venv"
         return
     fi
@@ -65,8 +64,21 @@ make_venv() {
 # What an install depends on: another place, another pyproject or another build hook means another install.
 stamp_of() { { echo "$root"; cat pyproject.toml hatch_build.py; echo "${HEADRACE_COMPILE:-}"; } | cksum; }
 
+# uv doesn't read pip's configuration: where a company's index or certificate stands there, uv is told of it.
+pip_setting() { "$venv/bin/pip" config list 2>/dev/null | sed -nE "s/^(global|install|:env:)\\.$1='(.*)'\$/\\2/p" | tail -n 1; }
+
+teach_uv() {
+    [ -x "$venv/bin/pip" ] || return 0
+    local index cert
+    index=$(pip_setting index-url)
+    cert=$(pip_setting cert)
+    if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then export UV_DEFAULT_INDEX=$index; fi
+    if [ -n "$cert" ] && [ -z "${SSL_CERT_FILE:-}" ]; then export SSL_CERT_FILE=$cert; fi
+}
+
 install() {
     local uv
+    teach_uv
     if [ -x "$venv/bin/uv" ] || { [ -x "$venv/bin/pip" ] && "$venv/bin/pip" install -q --disable-pip-version-check uv >&2; }
     then uv=$venv/bin/uv; else uv=$(command -v uv || true); fi
     say "installing headrace[$extras] into .venv"

@@ -106,5 +106,5 @@ async def take(events: AsyncGenerator[Sent, None], count: int) -> list[Sent]:
 async def until(claim: Callable[[], bool]) -> None:
     """Wait until a claim about this process holds, within the deadline."""
     async with asyncio.timeout(DEADLINE_S):
-        while not claim():  # noqa: ASYNC110 - a poll of our own state, not a guess of a duration
+        while not claim():
             await asyncio.sleep(0.001)

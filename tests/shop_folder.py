@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +12,6 @@ import pytest
 from headrace.cdc import config
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.sqlite import SQLiteLog
-from headrace.sinks.subscribe import Subscriptions
 
 YAML = """
 log: {{type: sqlite, path: shop.log.db, partitions: {partitions}}}
@@ -52,17 +50,6 @@ class Shop(msgspec.Struct):
             await log.close()
 
         asyncio.run(fill())
-
-
-@pytest.fixture(autouse=True)
-def only_subscriptions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These commands read no features: the consumers' sections are left to their own tests."""
-    found: Callable[[str], dict[str, Any]] = config.plugins
-
-    def plugins(group: str) -> dict[str, Any]:
-        return {"subscribe": Subscriptions} if group == "headrace.consumers" else found(group)
-
-    monkeypatch.setattr(config, "plugins", plugins)
 
 
 @pytest.fixture

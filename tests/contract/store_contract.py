@@ -123,7 +123,9 @@ _few = st.integers(0, 5)
 _flushes = st.lists(
     st.builds(
         Flush,
-        st.dictionaries(_few, st.none() | st.tuples(st.none() | st.integers(-5, 5), st.none() | st.integers(0, 20)), max_size=6),
+        st.dictionaries(
+            _few, st.none() | st.tuples(st.none() | st.integers(-5, 5), st.none() | st.integers(0, 20)), max_size=6
+        ),
         st.dictionaries(_few, st.none() | st.tuples(_few, st.binary(max_size=3)), max_size=6),
     ),
     max_size=6,
@@ -193,7 +195,9 @@ class StoreContract(ABC):
         async def check(store: OnlineStore) -> None:
             await store.write([flush(view, [row(key, values) for key, values in rows.items()], at(1, spec=view))])
             found = await store.read(view, [field.name for field in view.fields], list(rows))
-            assert [None if one is None else repr(one.values) for one in found] == [repr(value) for value in rows.values()]
+            assert [None if one is None else repr(one.values) for one in found] == [
+                repr(value) for value in rows.values()
+            ]
             assert sorted(map(repr, await store.keys(view))) == sorted(map(repr, rows))
 
         run_fresh(make, check)
@@ -208,7 +212,12 @@ class StoreContract(ABC):
         ]
 
     async def test_an_entity_key_of_other_parts_is_another_entity(self, store: OnlineStore) -> None:
-        keys: list[EntityKey] = [("a", 1, 1, b"bc", 0), ("ab", 1, 1, b"c", 0), ("", 1, 1, b"abc", 0), ("a\x00", 1, 1, b"", 0)]
+        keys: list[EntityKey] = [
+            ("a", 1, 1, b"bc", 0),
+            ("ab", 1, 1, b"c", 0),
+            ("", 1, 1, b"abc", 0),
+            ("a\x00", 1, 1, b"", 0),
+        ]
         nothing = (None,) * len(EVERY_TYPE.fields)
         contributions = {b"r%d" % number: Contribution(key, b"%d" % number) for number, key in enumerate(keys)}
         writes = [row(key, nothing, state=repr(key).encode()) for key in keys]
@@ -240,13 +249,17 @@ class StoreContract(ABC):
         assert await all_of(store, CLICKS, [(1,), (2,)], [b"r1", b"r2"]) == once
 
     async def test_a_removed_row_leaves_nothing_behind(self, store: OnlineStore) -> None:
-        await store.write([flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=50)], at(1), {b"r": Contribution((1,), b"x")})])
+        await store.write(
+            [flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=50)], at(1), {b"r": Contribution((1,), b"x")})]
+        )
         await store.write([flush(CLICKS, [row((1,), None)], at(2), {b"r": None})])
         assert await all_of(store, CLICKS, [(1,)], [b"r"]) == (at(2), [None], [None], [], [None], [[]], [])
 
     async def test_due_comes_earliest_first_up_to_the_limit(self, store: OnlineStore) -> None:
         due = {1: 300, 2: 100, 3: 200, 4: 101, 5: None}
-        await store.write([flush(CLICKS, [row((key,), (0, 0.0, ""), due_us=at_us) for key, at_us in due.items()], at(1))])
+        await store.write(
+            [flush(CLICKS, [row((key,), (0, 0.0, ""), due_us=at_us) for key, at_us in due.items()], at(1))]
+        )
         assert await store.due(CLICKS, 200, 10) == [(100, (2,)), (101, (4,)), (200, (3,))]
         assert await store.due(CLICKS, 1000, 2) == [(100, (2,)), (101, (4,))]
         assert await store.due(CLICKS, 99, 10) == []
@@ -263,7 +276,12 @@ class StoreContract(ABC):
         await store.write(
             [
                 flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(1), {b"r": Contribution((1,), b"c")}),
-                flush(ORDERS, [row((1,), (9,), state=b"o", due_us=6)], at(2, spec=ORDERS), {b"r": Contribution((1,), b"o")}),
+                flush(
+                    ORDERS,
+                    [row((1,), (9,), state=b"o", due_us=6)],
+                    at(2, spec=ORDERS),
+                    {b"r": Contribution((1,), b"o")},
+                ),
             ]
         )
         kept = await all_of(store, ORDERS, [(1,)], [b"r"])
@@ -285,9 +303,15 @@ class StoreContract(ABC):
         await mine.close()
         await other.close()
 
-    async def test_drop_removes_everything_of_the_view_and_another_definition_can_follow(self, store: OnlineStore) -> None:
-        await store.write([flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(8), {b"r": Contribution((1,), b"c")})])
-        other = ViewSpec("clicks", (Field("session", ValueType.STRING),), (Field("clicks_1h", ValueType.FLOAT64),), "clicks-2")
+    async def test_drop_removes_everything_of_the_view_and_another_definition_can_follow(
+        self, store: OnlineStore
+    ) -> None:
+        await store.write(
+            [flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(8), {b"r": Contribution((1,), b"c")})]
+        )
+        other = ViewSpec(
+            "clicks", (Field("session", ValueType.STRING),), (Field("clicks_1h", ValueType.FLOAT64),), "clicks-2"
+        )
         assert await store.checkpoint(other) == at(8)
         await store.drop(other)
         assert await all_of(store, CLICKS, [(1,)], [b"r"]) == (None, [None], [None], [], [None], [[]], [])
@@ -402,7 +426,9 @@ class StoreContract(ABC):
     async def test_rows_survive_close_and_open(self, make: Callable[[str], OnlineStore], project: str) -> None:
         store = make(project)
         await store.open()
-        await store.write([flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(1), {b"r": Contribution((1,), b"c")})])
+        await store.write(
+            [flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(1), {b"r": Contribution((1,), b"c")})]
+        )
         before = await all_of(store, CLICKS, [(1,)], [b"r"])
         await store.close()
         await store.open()
@@ -418,17 +444,17 @@ class StoreContract(ABC):
         keys: list[EntityKey] = [(number,) for number in range(20)]
 
         async def write() -> None:
-            for turn in range(30):
-                rows = [row(key, (turn, float(turn), str(turn))) for key in keys]
+            for turn in range(60):
+                rows = [row(key, (turn, float(turn), str(turn)), event_time_us=TIME_US + turn) for key in keys]
                 await store.write([flush(CLICKS, rows, at(turn))])
 
         async def read() -> None:
             seen = 0
-            while seen < 29:
+            while seen < 59:
                 for found in await store.read(CLICKS, ["clicks_1h", "spend_1h", "last_page"], keys):
                     if found is not None:
                         clicks, spend, page = found.values
-                        assert (clicks, str(clicks)) == (spend, page)
+                        assert (clicks, str(clicks), found.event_time_us - TIME_US) == (spend, page, clicks)
                         seen = max(seen, int(str(clicks)))
 
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract.log_contract import Engine, LogContract
 
+from contract.log_contract import Engine, LogContract
 from headrace.cdc.log import sqlite
 from headrace.cdc.log.memory import MemoryLog
 from headrace.cdc.log.sqlite import SQLiteLog

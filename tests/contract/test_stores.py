@@ -55,7 +55,11 @@ class TestRedisInManySmallPieces(TestRedis):
 
 @pytest.mark.parametrize(
     ("name", "section"),
-    [("memory", MemoryStoreConfig()), ("sqlite", SQLiteStoreConfig()), ("redis", RedisStoreConfig("redis://127.0.0.1"))],
+    [
+        ("memory", MemoryStoreConfig()),
+        ("sqlite", SQLiteStoreConfig()),
+        ("redis", RedisStoreConfig("redis://127.0.0.1")),
+    ],
 )
 def test_the_entry_point_makes_a_store_without_opening_anything(name: str, section: object, tmp_path: Path) -> None:
     kind = plugins("headrace.stores")[name]

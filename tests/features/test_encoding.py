@@ -46,12 +46,18 @@ EXTREMES: list[tuple[ValueType, FeatureValue]] = [
         (ValueType.FLOAT64, value)
         for value in (0.0, -0.0, 0.1, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan, 3, -(1 << 60))
     ),
-    *((ValueType.FLOAT32, value) for value in (0.0, -0.0, 0.1, 1e-45, 3.4028234663852886e38, math.inf, -math.inf, math.nan, 7)),
+    *(
+        (ValueType.FLOAT32, value)
+        for value in (0.0, -0.0, 0.1, 1e-45, 3.4028234663852886e38, math.inf, -math.inf, math.nan, 7)
+    ),
     *((ValueType.STRING, value) for value in ("", "a", "naïve 🎈 \x00", "x" * 127, "y" * 128, "z" * 70_000)),
     *((ValueType.BYTES, value) for value in (b"", b"\x00", bytes(range(256)), b"b" * 20_000)),
     (ValueType.BOOL, True),
     (ValueType.BOOL, False),
-    *((ValueType.UNIX_TIMESTAMP, value * SECOND_US) for value in (0, 1, -1, 1_700_000_000, -62_135_596_800, 253_402_300_799)),
+    *(
+        (ValueType.UNIX_TIMESTAMP, value * SECOND_US)
+        for value in (0, 1, -1, 1_700_000_000, -62_135_596_800, 253_402_300_799)
+    ),
 ]
 
 # Feast's own warnings at import, about its coming releases and its libraries', are none of ours.
@@ -129,7 +135,9 @@ def test_a_value_of_another_type_is_refused_when_read() -> None:
 
 
 @with_feast
-@pytest.mark.parametrize("time_us", [0, 1, -1, 999_999, SECOND_US, 1_700_000_000_123_456, -1_500_000, -62_135_596_800 * SECOND_US])
+@pytest.mark.parametrize(
+    "time_us", [0, 1, -1, 999_999, SECOND_US, 1_700_000_000_123_456, -1_500_000, -62_135_596_800 * SECOND_US]
+)
 def test_a_time_has_protobufs_bytes(feast: Feast, time_us: int) -> None:
     theirs = feast.timestamp()
     theirs.FromMicroseconds(time_us)
@@ -152,7 +160,12 @@ KEYS: list[tuple[ViewSpec, EntityKey]] = [
     (view_of(Field("b", ValueType.BYTES)), (bytes(range(256)),)),
     (view_of(Field("t", ValueType.UNIX_TIMESTAMP)), (-5 * SECOND_US,)),
     (
-        view_of(Field("zone", ValueType.STRING), Field("a", ValueType.INT32), Field("B", ValueType.INT64), Field("ab", ValueType.BYTES)),
+        view_of(
+            Field("zone", ValueType.STRING),
+            Field("a", ValueType.INT32),
+            Field("B", ValueType.INT64),
+            Field("ab", ValueType.BYTES),
+        ),
         ("eu", 7, -7, b"\xff"),
     ),
 ]
@@ -172,7 +185,12 @@ def test_an_entity_key_has_feasts_bytes_and_is_read_back(feast: Feast, view: Vie
 @with_feast
 @no_health
 @given(
-    names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8), min_size=1, max_size=5, unique=True),
+    names=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=8),
+        min_size=1,
+        max_size=5,
+        unique=True,
+    ),
     data=st.data(),
 )
 def test_any_composite_key_has_feasts_bytes(feast: Feast, names: list[str], data: st.DataObject) -> None:
@@ -194,7 +212,9 @@ def test_any_composite_key_has_feasts_bytes(feast: Feast, names: list[str], data
 @with_feast
 def test_the_key_of_a_view_without_entities_is_feasts_dummy_entity(feast: Feast) -> None:
     views: Any = importlib.import_module("feast.feature_view")
-    theirs = feast.entity_key(join_keys=[views.DUMMY_ENTITY_ID], entity_values=[feast.value(string_val=views.DUMMY_ENTITY_VAL)])
+    theirs = feast.entity_key(
+        join_keys=[views.DUMMY_ENTITY_ID], entity_values=[feast.value(string_val=views.DUMMY_ENTITY_VAL)]
+    )
     assert ViewCodec(view_of()).encode_key(()) == feast.keys.serialize_entity_key(theirs)
 
 
@@ -239,7 +259,9 @@ def test_a_join_key_that_feast_allows_in_no_key_is_a_wrong_definition(dtype: Val
     ],
     ids=short,
 )
-def test_a_value_that_does_not_fit_is_refused_with_its_field_and_without_the_value(dtype: ValueType, value: FeatureValue) -> None:
+def test_a_value_that_does_not_fit_is_refused_with_its_field_and_without_the_value(
+    dtype: ValueType, value: FeatureValue
+) -> None:
     codec = ViewCodec(ViewSpec("v", (), (Field("good", ValueType.INT64), Field("bad", dtype)), "hash"))
     with pytest.raises(StoreRefused, match=f"v:bad.*{dtype.value}") as refused:
         codec.encode_values((1, value))
@@ -255,7 +277,14 @@ def test_a_redis_field_name_is_feasts(feast: Feast, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "hashed"),
-    [(b"", 0), (b"a", 0x3C2569B2), (b"ab", 0x9BBFD75F), (b"abc", 0xB3DD93FA), (b"abcd", 0x43ED676A), (b"hello", 0x248BFA47)],
+    [
+        (b"", 0),
+        (b"a", 0x3C2569B2),
+        (b"ab", 0x9BBFD75F),
+        (b"abc", 0xB3DD93FA),
+        (b"abcd", 0x43ED676A),
+        (b"hello", 0x248BFA47),
+    ],
 )
 def test_murmur_gives_known_hashes(data: bytes, hashed: int) -> None:
     assert murmur3_32(data) == hashed

@@ -32,7 +32,11 @@ EVENT_US = 1_751_500_000_123_456
 
 CUSTOMER = Field("customer_id", ValueType.INT64)
 EVERY_TYPE = ViewSpec(
-    "every_type", (CUSTOMER,), tuple(Field(f"f_{dtype.value.lower()}", dtype) for dtype in ValueType), "e1", ttl_us=60 * SECOND_US
+    "every_type",
+    (CUSTOMER,),
+    tuple(Field(f"f_{dtype.value.lower()}", dtype) for dtype in ValueType),
+    "e1",
+    ttl_us=60 * SECOND_US,
 )
 TOTALS = ViewSpec("totals", (CUSTOMER, Field("zone", ValueType.STRING)), (Field("clicks_1h", ValueType.INT64),), "t1")
 SHOP = ViewSpec("shop_totals", (), (Field("orders", ValueType.INT64),), "s1")
@@ -92,15 +96,21 @@ class Repository:
 
     def apply(self, views: tuple[ViewSpec, ...] = VIEWS) -> None:
         if not self.yaml.exists():
-            self.yaml.write_text(adapter.feature_store_yaml(self.config, project="shop", folder=self.folder, repo=self.folder))
+            self.yaml.write_text(
+                adapter.feature_store_yaml(self.config, project="shop", folder=self.folder, repo=self.folder)
+            )
         adapter.apply(views, project="shop", feature_store_yaml=self.yaml, store=self.config, folder=self.folder)
 
-    async def write(self, view: ViewSpec, rows: dict[tuple[FeatureValue, ...], tuple[FeatureValue, ...] | None]) -> None:
+    async def write(
+        self, view: ViewSpec, rows: dict[tuple[FeatureValue, ...], tuple[FeatureValue, ...] | None]
+    ) -> None:
         stored = await self.store.checkpoint(view)
         offset = 1 if stored is None else stored.offsets[0] + 1
         entities = [EntityWrite(key, values, EVENT_US, b"private state", EVENT_US + 1) for key, values in rows.items()]
         contributions = {repr(key).encode(): Contribution(key, b"blob") for key in rows}
-        await self.store.write([ViewWrite(view, entities, contributions, Checkpoint(view.spec_hash, "g", (offset,), EVENT_US))])
+        await self.store.write(
+            [ViewWrite(view, entities, contributions, Checkpoint(view.spec_hash, "g", (offset,), EVENT_US))]
+        )
 
     def read(self, feast: Any, features: list[str], entities: list[dict[str, Any]]) -> Any:
         reader = feast.FeatureStore(repo_path=str(self.folder))
@@ -285,7 +295,9 @@ SQLITE = "online_store: {type: sqlite, path: online.db}\n"
         (BASE + "online_store: {type: redis, connection_string: 'localhost:6379'}\n" + VERSION, "is redis"),
         (BASE + "online_store: null\n" + VERSION, "is none"),
         (
-            BASE.replace("registry: registry.db", "registry: {path: registry.db, enable_online_feature_view_versioning: true}")
+            BASE.replace(
+                "registry: registry.db", "registry: {path: registry.db, enable_online_feature_view_versioning: true}"
+            )
             + SQLITE
             + VERSION,
             "versioned",
@@ -315,7 +327,9 @@ def test_a_feast_configuration_that_reads_something_else_is_refused(tmp_path: Pa
 def test_a_feast_configuration_of_another_redis_is_refused_without_its_password(
     tmp_path: Path, connection: str, is_same: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = repository_yaml(tmp_path, BASE + f"online_store: {{type: redis, connection_string: '{connection}'}}\n" + VERSION)
+    path = repository_yaml(
+        tmp_path, BASE + f"online_store: {{type: redis, connection_string: '{connection}'}}\n" + VERSION
+    )
     # Only the check is of interest: where it passes, Feast would go on to its registry.
     monkeypatch.setattr("feast.FeatureStore.apply", lambda self, objects: None)
     store = RedisStoreConfig("redis://:secret@127.0.0.1")
@@ -343,23 +357,33 @@ def test_a_store_that_feast_cannot_read_is_a_wrong_definition(tmp_path: Path) ->
     with pytest.raises(DefinitionError, match="MemoryStoreConfig"):
         adapter.feature_store_yaml(MemoryStoreConfig(), project="shop", folder=tmp_path, repo=tmp_path)
     with pytest.raises(DefinitionError, match="unix socket"):
-        adapter.feature_store_yaml(RedisStoreConfig("unix:///run/redis.sock"), project="shop", folder=tmp_path, repo=tmp_path)
+        adapter.feature_store_yaml(
+            RedisStoreConfig("unix:///run/redis.sock"), project="shop", folder=tmp_path, repo=tmp_path
+        )
 
 
 def test_one_join_key_of_two_types_is_a_wrong_definition(tmp_path: Path) -> None:
     other = ViewSpec("other", (Field("customer_id", ValueType.STRING),), TOTALS.fields, "x")
     with pytest.raises(DefinitionError, match=r"customer_id.*Int64.*totals.*String.*other"):
         adapter.apply(
-            (TOTALS, other), project="shop", feature_store_yaml=tmp_path / "none", store=SQLiteStoreConfig(), folder=tmp_path
+            (TOTALS, other),
+            project="shop",
+            feature_store_yaml=tmp_path / "none",
+            store=SQLiteStoreConfig(),
+            folder=tmp_path,
         )
 
 
-def test_a_missing_feast_is_told_with_the_line_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_feast_is_told_with_the_line_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [name for name in sys.modules if name == "feast" or name.startswith("feast.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "feast", None)
     with pytest.raises(DefinitionError, match="feast") as refused:
-        adapter.apply((TOTALS,), project="shop", feature_store_yaml=tmp_path / "f", store=SQLiteStoreConfig(), folder=tmp_path)
+        adapter.apply(
+            (TOTALS,), project="shop", feature_store_yaml=tmp_path / "f", store=SQLiteStoreConfig(), folder=tmp_path
+        )
     assert refused.value.advice == 'pip install "headrace[feast]"'
 
 

@@ -75,5 +75,5 @@ def _source_files() -> list[Path]:
         path
         for portion in ("cdc", "features", "sinks")
         for path in (ROOT / portion / "headrace").rglob("*")
-        if path.suffix in (".py", ".pxd", ".html") and "__pycache__" not in path.parts
+        if path.is_file() and path.suffix not in (".so", ".pyc", ".c")
     ]

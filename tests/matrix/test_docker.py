@@ -15,14 +15,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import yaml
 
+from fix_servers import Database
 from headrace.cdc import __version__, config
 from headrace.cdc.demo.embedded import PostgresServer, embedded_bin
+from headrace.cdc.demo.shop import Shop
+from headrace.features.loading import load_definitions
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
+DEMO = ROOT / "cdc" / "headrace" / "cdc" / "demo" / "files"
 CACHE = Path.home() / ".cache" / "headrace-servers"
 LINE = "apt-get install -y --no-install-recommends buildah debootstrap"
 
@@ -63,6 +68,7 @@ def _base_archive() -> Path:
             pytest.skip(
                 f"debootstrap reaches no Debian mirror: {(made.stderr or made.stdout).strip().splitlines()[-1:]}"
             )
+        Path(folder).chmod(0o755)  # becomes the image's root
         unfinished = archive.with_suffix(".part")
         subprocess.run(["tar", "-C", folder, "-cf", unfinished, "."], check=True)
         unfinished.rename(archive)
@@ -156,21 +162,49 @@ def test_composed_postgres_runs_with_the_settings_the_fixtures_prove() -> None:
     assert given == {key: value for key, value in proved.items() if key != "listen_addresses"}
 
 
+def _mounts() -> dict[str, str]:
+    """Place in the container -> what stands there, of the service headrace."""
+    return {
+        target: source
+        for source, target, *_ in (mount.split(":") for mount in COMPOSE["services"]["headrace"]["volumes"])
+    }
+
+
 def test_composed_paths_and_variables_meet_their_configuration() -> None:
-    service = COMPOSE["services"]["headrace"]
-    for mount in service["volumes"]:
-        source, target, *_ = mount.split(":")
-        assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), mount
-        assert target.startswith(("/var/lib/headrace", "/etc/headrace/")), mount
-    environment = dict.fromkeys(service["environment"], "x")
+    mounts = _mounts()
+    for target, source in mounts.items():
+        assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), source
+        assert target.startswith(("/var/lib/headrace", "/etc/headrace/")), target
+    environment = dict.fromkeys(COMPOSE["services"]["headrace"]["environment"], "x")
     parsed = config.load(DOCKER / "headrace.yaml", environ=environment)
     assert parsed.server.tokens == {"reader": "x"}
-    assert (DOCKER / parsed.sections["features"].definitions).exists()
+    definitions = DOCKER / mounts[f"/etc/headrace/{parsed.sections['features'].definitions}"]
+    assert load_definitions(definitions)
 
 
-def test_the_seed_makes_the_tables_that_the_configuration_names(database: Any) -> None:
+def test_the_composed_shop_is_configured_as_the_demos() -> None:
+    ours = yaml.safe_load((DOCKER / "headrace.yaml").read_text())
+    demos = yaml.safe_load((DEMO / "headrace.yaml").read_text())
+    assert ours["events"] == demos["events"]
+    assert ours["sources"]["shop"]["tables"] == demos["sources"]["shop"]["tables"]
+    assert [ours["features"][key] for key in ("definitions", "project")] == [
+        demos["features"][key] for key in ("definitions", "project")
+    ]
+    assert Path(_mounts()["/etc/headrace/shop_features.py"]).parts[-2:] == ("files", "shop_features.py")
+
+
+def _columns(dsn: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(
+            "select table_name, column_name, ordinal_position, data_type, numeric_precision, is_nullable, column_default"
+            " from information_schema.columns where table_schema = 'shop' order by 1, 3"
+        ).fetchall()
+
+
+def test_the_seed_makes_the_demos_tables(database: Database) -> None:
     database.connection.execute((DOCKER / "seed.sql").read_text())
-    tables = {f"{schema}.{table}" for schema, table in database.execute("select schemaname, tablename from pg_tables")}
-    events = yaml.safe_load((DOCKER / "headrace.yaml").read_text())["events"]
-    assert set(events) <= tables
-    assert database.execute("select count(*) from orders") == [(1000,)]
+    seeded = _columns(database.dsn)
+    assert database.execute("select count(*), min(total) > 0 from shop.orders") == [(1000, True)]
+    database.execute("drop schema shop cascade")
+    Shop(database.dsn).create()
+    assert seeded == _columns(database.dsn)

@@ -145,3 +145,11 @@ async def test_stream_knows_no_limit_and_no_head() -> None:
     async with serving(ShopLog()) as served:
         assert (await served.http.get(f"{served.url}/v1/stream?limit=3")).status == 400
         assert (await served.http.head(f"{served.url}/v1/stream")).status == 405
+
+
+async def test_a_pull_sees_what_was_appended_while_nobody_read() -> None:
+    log = ShopLog()
+    async with serving(log) as served:
+        assert await pull(served) == ([], "g1.0")
+        await log.append([order_event(1)])
+        assert (await pull(served))[1] == "g1.1"

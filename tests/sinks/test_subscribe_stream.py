@@ -351,3 +351,26 @@ async def test_a_failed_log_ends_streams_with_words_and_stops_the_consumer() -> 
         with pytest.raises(LogUnavailable):
             await served.following
         assert not next(iter(served.subscriptions.health())).is_ready
+
+
+async def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    log = ShopLog()
+    async with serving(log) as served:
+        for _ in range(3):
+            response = await opened(served)
+            response.close()
+            await until(lambda: all(reader.is_gone for reader in served.subscriptions._readers))
+            await log.append([order_event(1)])
+            await until(lambda: not served.subscriptions._readers)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+async def test_shared_bytes_never_reach_a_reader_whose_filter_they_do_not_pass() -> None:
+    log = ShopLog()
+    await log.append([order_event(1), order_event(2, kind="page"), heartbeat(3), order_event(4)])
+    async with serving(log) as served:
+        for query, expected in (("", [0, 1, 3]), ("&kind=page", [1]), ("&heartbeats=1", [0, 1, 2, 3]), ("", [0, 1, 3])):
+            response = await opened(served, f"?from=earliest{query}")
+            taken = await take(sent_events(response), len(expected))
+            assert [sent.data["offset"] for sent in taken] == expected
+            response.close()

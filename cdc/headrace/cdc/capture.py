@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -40,6 +41,7 @@ class Capture:
         *,
         clock: Callable[[], float] = time.time,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.source = source
         self._normaliser = normaliser
@@ -47,6 +49,7 @@ class Capture:
         self._metrics = metrics
         self._clock = clock
         self._pause = pause
+        self._monotonic = monotonic
         self.events_total = 0
         self.trouble = ""
         """Why the source is being tried again; "" while all is well."""
@@ -61,7 +64,7 @@ class Capture:
         has_started = False
         try:
             while True:
-                began = time.monotonic()
+                began = self._monotonic()
                 try:
                     await self.source.start(await self._log.source_state(self.source.name))
                     if not has_started:
@@ -73,7 +76,7 @@ class Capture:
                 except HeadraceError as error:
                     if error.action is not Action.RETRY or not has_started:
                         raise
-                    if time.monotonic() - began > _LONGEST_PAUSE_S:
+                    if self._monotonic() - began > _LONGEST_PAUSE_S:
                         attempt = 0
                     pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0)
                     attempt += 1
@@ -87,24 +90,22 @@ class Capture:
 
     async def _pump(self) -> None:
         """Read and append until something fails; what was appended before the failure is still confirmed."""
-        under_way: asyncio.Queue[_UnderWay] = asyncio.Queue(_UNDER_WAY)
+        under_way: deque[_UnderWay] = deque()
+        room = asyncio.Semaphore(_UNDER_WAY)
+        news = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(under_way))
-                group.create_task(self._confirm(under_way))
+                group.create_task(self._read(under_way, room, news))
+                group.create_task(self._confirm(under_way, room, news))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
-            # The appends that are under way end by themselves: what becomes durable may still be confirmed.
-            while not under_way.empty():
-                append, batch = under_way.get_nowait()
-                outcome = await asyncio.gather(append, return_exceptions=True)
-                if not isinstance(outcome[0], BaseException):
-                    self.source.durable(batch.mark)
+            await self._settle(under_way)
 
-    async def _read(self, under_way: asyncio.Queue[_UnderWay]) -> None:
+    async def _read(self, under_way: deque[_UnderWay], room: asyncio.Semaphore, news: asyncio.Event) -> None:
         source = self.source
         while True:
+            await room.acquire()
             batch = await source.read()
             received_us = int(self._clock() * 1_000_000)
             if batch.is_heartbeat:
@@ -112,12 +113,45 @@ class Capture:
             else:
                 events = self._normaliser.events(batch.changes, received_us)
             append = asyncio.create_task(self._log.append(events, source=source.name, state=batch.state))
-            await under_way.put((append, batch))
+            # No await before this: cancelled there, the append would be nobody's.
+            under_way.append((append, batch))
+            news.set()
 
-    async def _confirm(self, under_way: asyncio.Queue[_UnderWay]) -> None:
+    async def _confirm(self, under_way: deque[_UnderWay], room: asyncio.Semaphore, news: asyncio.Event) -> None:
         while True:
-            append, batch = await under_way.get()
-            await append
-            self.source.durable(batch.mark)
-            self.events_total += len(batch.changes)
-            self._metrics.appended(self.source.name, len(batch.changes), batch.source_time_us)
+            while not under_way:
+                news.clear()
+                await news.wait()
+            append, batch = under_way[0]
+            # wait() leaves the append alone when this task is cancelled; it then still stands first for _settle.
+            await asyncio.wait([append])
+            append.result()
+            under_way.popleft()
+            room.release()
+            self._confirmed(batch)
+
+    async def _settle(self, under_way: deque[_UnderWay]) -> None:
+        """Let the appends that are under way end by themselves; confirm up to the first that failed, and raise its error.
+
+        Behind a failed append nothing is confirmed, whatever became of it: that would be a gap.
+        """
+        failure: BaseException | None = None
+        try:
+            while under_way:
+                append, batch = under_way[0]
+                await asyncio.wait([append])
+                under_way.popleft()
+                error = asyncio.CancelledError() if append.cancelled() else append.exception()
+                failure = failure or error
+                if failure is None:
+                    self._confirmed(batch)
+        finally:
+            for append, _ in under_way:  # cancelled a second time: nobody waits any longer
+                append.cancel()
+        if failure is not None:
+            raise failure from None
+
+    def _confirmed(self, batch: ChangeBatch) -> None:
+        self.source.durable(batch.mark)
+        self.events_total += len(batch.changes)
+        self._metrics.appended(self.source.name, len(batch.changes), batch.source_time_us)

@@ -23,6 +23,7 @@ from msgspec import Meta, Struct
 from headrace.cdc.errors import ConfigError
 
 _DURATION_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SOURCE_NAME = "[a-z][a-z0-9_]{0,39}"
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -43,7 +44,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d)", text.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|m|h|d)", text.strip())
         if match is None:
             raise ValueError(f'{text!r} is no duration; write a number with a unit, such as "500ms", "5s" or "7d"')
         return cls(round(float(match[1]) * _DURATION_UNITS_S[match[2]] * 1_000_000))
@@ -62,7 +63,7 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)", text.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)", text.strip())
         if match is None:
             raise ValueError(f'{text!r} is no size; write a number with a unit, such as "64MiB" or "10GiB"')
         return cls(round(float(match[1]) * _SIZE_UNITS[match[2]]))
@@ -193,7 +194,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} is not UTF-8 text", advice="save it as UTF-8") from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -201,7 +202,34 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         raise ConfigError(
             f"configuration file {path} is not valid YAML{where}: {problem}", advice="correct that line"
         ) from error
+    except ValueError as error:  # 2024-02-30 without quotes: YAML makes a date of it, and there is none
+        raise ConfigError(
+            f"configuration file {path} is not valid YAML: {error}", advice="put such a value into quotes"
+        ) from error
+    except RecursionError as error:
+        raise _too_deep(str(path)) from error
     return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
+
+
+def _too_deep(name: str) -> ConfigError:
+    return ConfigError(
+        f"configuration file {name} is nested too deeply, or an anchor in it holds itself",
+        advice="take the nesting or the anchor out",
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice: YAML's loader would silently take the last, and a whole source be gone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                name = str(key.value)
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f'"{name}" is there twice', key.start_mark)
+                seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapping[str, str] = os.environ) -> Config:
@@ -209,35 +237,41 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     problems: list[str] = []
     if not isinstance(tree, dict):
         raise ConfigError(f"configuration file {name} is not a mapping", advice='start it with "sources:"')
-    tree = cast("dict[str, Any]", _substitute(tree, "", environ, problems))
+    try:
+        tree = cast("dict[str, Any]", _substitute(tree, "", environ, problems))
+    except RecursionError as error:
+        raise _too_deep(name) from error
     sections = consumer_sections()
     known = ["log", "sources", "events", "server", *sections]
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
-    log = _build(LogChoice, tree.get("log") or {}, "log", problems)
+    log = _build(LogChoice, _or_empty(tree.get("log")), "log", problems)
     raw_sources = tree.get("sources")
     sources: dict[str, SourceChoice] = {}
     if not isinstance(raw_sources, dict) or not raw_sources:
         problems.append("sources: at least one source is needed, as name: {type: postgres, dsn: ...}")
     else:
         for source, value in cast("dict[Any, Any]", raw_sources).items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", str(source)):
+            if not re.fullmatch(_SOURCE_NAME, str(source)):
                 problems.append(
                     f"sources.{source}: a source's name is 1 to 40 of a-z, 0-9 and _, starting with a letter"
                 )
             sources[str(source)] = _build(SourceChoice, value, f"sources.{source}", problems)
-    events = _build(dict[str, EventConfig], tree.get("events") or {}, "events", problems)
-    server = _build(ServerConfig, tree.get("server") or {}, "server", problems)
+    events = _build(dict[str, EventConfig], _or_empty(tree.get("events")), "events", problems)
+    server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
     built = {
-        key: _build(struct, tree[key] or {}, key, problems)
-        for key, struct in sections.items()
-        if tree.get(key) is not None
+        key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
     }
     if problems:
         count = len(problems)
         raise ConfigError(f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems)))
     return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
+
+
+def _or_empty(value: Any) -> Any:
+    """A heading with nothing under it is an empty section, which has all its defaults."""
+    return {} if value is None else value
 
 
 def _build_choice(choice: type[Choice], value: Any, path: str, problems: list[str]) -> Any:
@@ -248,7 +282,7 @@ def _build_choice(choice: type[Choice], value: Any, path: str, problems: list[st
         return None
     given = cast("dict[Any, Any]", value)
     name = given.get("type", choice.default)
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         said = "is missing" if name is None else f"{name!r} is unknown"
         problems.append(f"{path}.type: {said}; known: {', '.join(sorted(kinds))}")
         return None
@@ -260,7 +294,7 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """msgspec.convert, but going on after the first problem: structs field by field, mappings item by item."""
     if get_origin(kind) is Annotated:
         base, *_ = get_args(kind)
-        if _is_struct(base) or get_origin(base) is dict:
+        if _is_struct(base) or _is_choice(base) or get_origin(base) is dict:
             kind = base
     if _is_struct(kind):
         return _build_struct(kind, value, path, problems)
@@ -276,7 +310,7 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=_decode_unit)
     except (msgspec.ValidationError, ValueError) as error:
-        problems.append(f"{path}: {_plain(str(error))}")
+        problems.append(_plain(path, str(error)))
         return None
 
 
@@ -319,10 +353,13 @@ def _decode_unit(kind: type[Any], value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-def _plain(text: str) -> str:
-    """msgspec's message in a user's words: no ``$`` paths, lower-case start."""
-    text = re.sub(r" - at `\$.*`$", "", text)
-    return text[:1].lower() + text[1:]
+def _plain(path: str, text: str) -> str:
+    """msgspec's message in a user's words: our path in place of its ``$``, lower-case start."""
+    inside = re.search(r" - at `\$(.*)`$", text)
+    if inside is not None:
+        text = text[: inside.start()]
+        path += "" if "..." in inside[1] else inside[1]
+    return f"{path}: {text[:1].lower()}{text[1:]}"
 
 
 def _unknown(path: str, key: str, known: list[str]) -> str:
@@ -350,7 +387,9 @@ def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: lis
 
     def replace(match: re.Match[str]) -> str:
         default: str | None = match[2]
-        found = environ.get(match[1], default)
+        found = environ.get(match[1])
+        if default is not None:
+            found = found or default  # as in a shell: an empty variable counts as unset
         if found is None:
             problems.append(f"{path}: environment variable {match[1]} is not set")
             return ""
@@ -386,7 +425,9 @@ def json_schema() -> dict[str, Any]:
                 for name, schema in zip(structs, found, strict=True)
             ],
         }
-    own = {key: by_part[key] for key in parts if key not in ("events", "server")}
+    # A heading with nothing under it is null to YAML.
+    empty = {"type": "null"}
+    own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "server")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace.yaml",
@@ -394,10 +435,15 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": ["sources"],
         "properties": {
-            "log": {"$ref": "#/$defs/LogChoice"},
-            "sources": {"type": "object", "additionalProperties": {"$ref": "#/$defs/SourceChoice"}, "minProperties": 1},
-            "events": {"type": "object", "additionalProperties": by_part["events"]},
-            "server": by_part["server"],
+            "log": {"anyOf": [{"$ref": "#/$defs/LogChoice"}, empty]},
+            "sources": {
+                "type": "object",
+                "propertyNames": {"pattern": f"^{_SOURCE_NAME}$"},
+                "additionalProperties": {"$ref": "#/$defs/SourceChoice"},
+                "minProperties": 1,
+            },
+            "events": {"type": ["object", "null"], "additionalProperties": by_part["events"]},
+            "server": {"anyOf": [by_part["server"], empty]},
             **own,
         },
         "$defs": definitions,
@@ -414,9 +460,9 @@ def _with_type(schema: dict[str, Any], definitions: dict[str, Any], name: str, *
 
 def _unit_schema(kind: type[Any]) -> dict[str, Any]:
     if kind is Duration:
-        return {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(us|ms|s|m|h|d)$", "examples": ["5s", "7d"]}
+        return {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(us|ms|s|m|h|d)$", "examples": ["5s", "7d"]}
     if kind is Size:
-        return {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(B|KiB|MiB|GiB|TiB)$", "examples": ["64MiB"]}
+        return {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?\s*(B|KiB|MiB|GiB|TiB)$", "examples": ["64MiB"]}
     raise NotImplementedError(kind)
 
 

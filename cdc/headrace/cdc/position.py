@@ -7,11 +7,14 @@ Streaming Replication Protocol"). Resume is by whole transactions only.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 
 import msgspec
 
 from headrace.cdc.errors import DecodeError
+
+_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})")
+_POSITION = re.compile(r"([^:]*):([0-9]{1,19})")
 
 
 def format_lsn(lsn: int) -> str:
@@ -20,15 +23,11 @@ def format_lsn(lsn: int) -> str:
 
 
 def parse_lsn(text: str) -> int:
-    """Inverse of format_lsn. Raises DecodeError when the text isn't two hex numbers with a slash."""
-    high, slash, low = text.partition("/")
-    value = -1
-    if slash and len(low) <= 8:
-        with suppress(ValueError):
-            value = (int(high, 16) << 32) | int(low, 16)
-    if value < 0:
+    """Inverse of format_lsn. Raises DecodeError when the text isn't two hex numbers of 32 bits with a slash."""
+    match = _LSN.fullmatch(text)
+    if match is None:
         raise DecodeError(f"{text!r} is not an LSN")
-    return value
+    return (int(match[1], 16) << 32) | int(match[2], 16)
 
 
 class PostgresPosition(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -43,7 +42,7 @@ class PostgresPosition(msgspec.Struct, frozen=True, order=True, array_like=True,
     @classmethod
     def parse(cls, text: str) -> PostgresPosition:
         """Inverse of ``str``. Raises DecodeError."""
-        lsn, colon, ordinal = text.rpartition(":")
-        if not colon or not ordinal.isdigit():
+        match = _POSITION.fullmatch(text)
+        if match is None:
             raise DecodeError(f"{text!r} is not a Postgres position")
-        return cls(parse_lsn(lsn), int(ordinal))
+        return cls(parse_lsn(match[1]), int(match[2]))

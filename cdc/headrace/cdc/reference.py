@@ -84,7 +84,9 @@ def _table(path: str, struct: type[msgspec.Struct]) -> Iterator[str]:
     yield from ("", "| field | type | default | meaning |", "|---|---|---|---|")
     for field in fields:
         kind, meta = _annotation(field.type)
-        meaning = [_sentence(meta.description)] if meta is not None and meta.description else []
+        below, _ = _nested(kind)
+        words = meta.description if meta is not None and meta.description else None
+        meaning = [_escaped(_sentence(words))] if words else [] if below is None else [_plain_doc(below)]
         if meta is not None and meta.examples:
             meaning.append("Example: " + ", ".join(f"`{_yaml(value)}`" for value in meta.examples) + ".")
         cells = (f"`{field.encode_name}`", _type(kind, meta), _default(field, kind), " ".join(meaning))
@@ -137,24 +139,34 @@ def _type(kind: Any, meta: msgspec.Meta | None = None) -> str:
         return "one of " + ", ".join(f"`{_yaml(value)}`" for value in get_args(kind))
     if origin in (Union, types.UnionType):
         return " or ".join(_type(each) for each in get_args(kind) if each is not types.NoneType)
-    if origin in (list, tuple):
-        return f"list of {_type(get_args(kind)[0])}"
     if origin is dict:
         return f"mapping of names to {_type(get_args(kind)[1])}"
     if isinstance(kind, type) and issubclass(kind, Choice):
         return "section with a `type`"
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return "section"
+    name = (
+        f"list of {_type(_annotation(get_args(kind)[0])[0])}"
+        if origin in (list, tuple)
+        else _NAMES.get(kind) or f"{kind}"
+    )
     limits: list[str] = []
     if meta is not None:
         if meta.ge is not None:
             limits.append(f"at least {meta.ge}")
         if meta.le is not None:
             limits.append(f"at most {meta.le}")
+        if meta.min_length is not None or meta.max_length is not None:
+            limits.append(_length(meta.min_length, meta.max_length, "items" if origin else "characters"))
         if meta.pattern is not None:
             limits.append(f"matches `{meta.pattern}`")
-    name = _NAMES.get(kind) or repr(kind)
     return f"{name} ({', '.join(limits)})" if limits else name
+
+
+def _length(low: int | None, high: int | None, what: str) -> str:
+    if high is None:
+        return "not empty" if low == 1 else f"at least {low} {what}"
+    return f"{low or 0} to {high} {what}"
 
 
 def _default(field: msgspec.structs.FieldInfo, kind: Any) -> str:
@@ -190,7 +202,13 @@ def _with_unit(number: int, units: tuple[tuple[str, int], ...]) -> str:
 
 def _plain_doc(kind: Any) -> str:
     """A struct's docstring without the developers' part: its first paragraph."""
-    return (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
+    text = (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ").replace("``", "`")
+    return "`".join(part if index % 2 else _escaped(part) for index, part in enumerate(text.split("`")))
+
+
+def _escaped(text: str) -> str:
+    """Plain words as Markdown that shows them unchanged."""
+    return text.replace("<", "&lt;").replace("*", "\\*")
 
 
 def _sentence(text: str) -> str:

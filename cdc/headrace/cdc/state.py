@@ -79,14 +79,18 @@ class ProcessState:
         numbers = capture_numbers(self._registry)
         compiled = compiled_modules()
         troubles = self._troubles()
-        log: dict[str, Any] = {"generation": self._log.generation, "partitions": []}
+        # Sources before the log's ends before the consumers: what a source calls durable then lies below the ends told beside it.
+        sources = {
+            name: msgspec.to_builtins(status) | numbers.get(name, {}) for name, status in self._sources().items()
+        }
+        log: dict[str, Any] = {"generation": self._log.generation, "partitions": [], "ends": []}
         ends: list[int] = []
         try:
             bounds = await self._places.refresh()
         except LogError as error:
             troubles["log"] = error.message
         else:
-            ends = [each.end for each in bounds]
+            log["ends"] = ends = [each.end for each in bounds]
             log["partitions"] = [
                 {"partition": index, "first": each.first, "end": each.end} for index, each in enumerate(bounds)
             ]
@@ -98,9 +102,7 @@ class ProcessState:
             "compiled": compiled,
             "time_us": int(now * 1_000_000),
             "started_us": int(self._started * 1_000_000),
-            "sources": {
-                name: msgspec.to_builtins(status) | numbers.get(name, {}) for name, status in self._sources().items()
-            },
+            "sources": sources,
             "log": log | engine_stats(self._log),
             "consumers": {consumer.name: _consumer(consumer, ends) for consumer in self._consumers},
             "troubles": troubles,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_PIPE_WIDTH = 240
 _PHASE_STYLES = {"streaming": "green", "snapshot": "cyan", "connecting": "yellow", "stopped": "red"}
 
 
 def show(document: dict[str, Any], *, now: float) -> None:
     """Print it on standard output. now: seconds since 1970 UTC."""
-    console = Console(highlight=False, soft_wrap=True)
+    # A pipe has no width of its own: nothing is cut there.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
     if not document["is_running"]:
         console.print(Text("not running", "bold yellow") + Text(f" (nothing answers at {document['listen']})"))
         if document["log"] is None:
@@ -44,7 +47,7 @@ def _compiled(document: dict[str, Any]) -> str:
 
 
 def _sources(console: Console, sources: dict[str, Any]) -> None:
-    table = _table("source", "phase", "position", "behind", "kept for us", "rows", "commit to log p50 / p99")
+    table = _table("source", "phase", "position", "behind", "kept", "rows", "p50 / p99")
     for name, source in sources.items():
         table.add_row(
             Text(name),
@@ -53,7 +56,7 @@ def _sources(console: Console, sources: dict[str, Any]) -> None:
             _bytes(source.get("lag_bytes")),
             _bytes(source.get("retained_bytes")),
             _count(source.get("appended_rows")),
-            f"{_ms(source.get('commit_to_log_p50_ms'))} / {_ms(source.get('commit_to_log_p99_ms'))}",
+            _latency(source.get("commit_to_log_p50_ms"), source.get("commit_to_log_p99_ms")),
         )
     console.print(table)
     for name, source in sources.items():
@@ -86,18 +89,33 @@ def _log(console: Console, log: dict[str, Any]) -> None:
 
 
 def _consumers(console: Console, consumers: dict[str, Any]) -> None:
-    table = _table("consumer", "state", "behind", "")
+    table = _table("consumer", "state", "events behind")
+    notes: list[Text] = []
     for name, consumer in consumers.items():
         is_ready = consumer["is_ready"]
-        shown = ("is_ready", "reason", "lag_events", "offset")
-        rest = ", ".join(f"{key} {value}" for key, value in consumer.items() if key not in shown)
+        shown = ("is_ready", "reason", "lag_events", "offset", "log_time_us")
+        rest = ", ".join(_words(key, value) for key, value in consumer.items() if key not in shown)
         table.add_row(
             Text(name),
             Text("ready", "green") if is_ready else Text(consumer["reason"] or "not ready", "yellow"),
-            "-" if consumer["lag_events"] is None else f"{_count(consumer['lag_events'])} events",
-            Text(rest, "dim"),
+            _count(consumer["lag_events"]),
         )
+        if rest:
+            notes.append(Text(f"  {name}: {rest}", "dim"))
     console.print(table)
+    for note in notes:
+        console.print(note)
+
+
+def _words(key: str, value: Any) -> str:
+    """One of a consumer's own numbers; of parts that are described by more than a number only the names."""
+    name = key.replace("_", " ")
+    if not isinstance(value, dict):
+        return f"{name} {value}"
+    parts = cast(dict[str, Any], value)
+    if any(isinstance(each, dict) for each in parts.values()):
+        return f"{name} {' '.join(parts)}"
+    return f"{name} {' '.join(f'{part} {each}' for part, each in parts.items())}"
 
 
 def _table(*headings: str) -> Table:
@@ -122,8 +140,9 @@ def _count(number: float | None) -> str:
     return "-" if number is None else f"{number:,.0f}".replace(",", " ")
 
 
-def _ms(number: float | None) -> str:
-    return "-" if number is None else f"≤ {number:g} ms"
+def _latency(p50_ms: float | None, p99_ms: float | None) -> str:
+    """Upper bounds of commit to log since the start."""
+    return "-" if p50_ms is None or p99_ms is None else f"≤ {p50_ms:g} / {p99_ms:g} ms"
 
 
 def _span(seconds: float) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Final
 
 from headrace.cdc.errors import DefinitionError, StoreRefused
@@ -53,8 +52,8 @@ _MISFITS: Final = (TypeError, ValueError, OverflowError, struct.error)
 
 def varint(value: int) -> bytes:
     """Protobuf varint of a signed 64-bit integer: a negative one takes ten bytes."""
-    if 0 <= value < 128:
-        return _ONE_BYTE[value]
+    if 0 <= value < 16384:
+        return _ONE_BYTE[value] if value < 128 else bytes((value & 127 | 128, value >> 7))
     value &= 0xFFFFFFFFFFFFFFFF
     out = bytearray()
     while value > 127:
@@ -406,7 +405,16 @@ def _decode_key_part(dtype: ValueType, part: bytes) -> FeatureValue:
     return number * _US_PER_S if dtype is ValueType.UNIX_TIMESTAMP else number
 
 
-@lru_cache(maxsize=1024)
+# By identity, since hashing a spec of ten fields costs more than encoding a row of it. A codec holds its view, so
+# the id of a view in here can't be given to another one.
+_codecs: Final[dict[int, ViewCodec]] = {}
+
+
 def codec_of(view: ViewSpec) -> ViewCodec:
     """The view's codec, made once. Raises DefinitionError for a join key of a type that no Feast key may hold."""
-    return ViewCodec(view)
+    codec = _codecs.get(id(view))
+    if codec is None:
+        if len(_codecs) >= 1024:
+            _codecs.clear()
+        codec = _codecs[id(view)] = ViewCodec(view)
+    return codec

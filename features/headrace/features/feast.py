@@ -161,7 +161,8 @@ def _import_feast() -> Any:
 def _open_repository(feast: Any, path: Path) -> Any:
     if not path.is_file():
         raise DefinitionError(
-            f"Feast's configuration {path} doesn't exist", advice='"headrace features apply" writes one, or correct features.feast'
+            f"Feast's configuration {path} doesn't exist",
+            advice='"headrace features apply" writes one, or correct features.feast',
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

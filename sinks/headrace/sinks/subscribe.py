@@ -324,21 +324,20 @@ class Subscriptions:
                 response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
                 await response.prepare(request)
                 try:
-                    if trimmed is not None:
-                        raise trimmed
-                    await self._push(reader, query, response)
+                    try:
+                        if trimmed is not None:
+                            raise trimmed
+                        await self._push(reader, query, response)
+                    except HeadraceError as error:
+                        await response.write(await self._last_words(error, query))
+                    await response.write_eof()
                 except ConnectionResetError:
                     _log.debug("a stream's client went away")
-                    return response
-                except HeadraceError as error:
-                    await response.write(await self._last_words(error, query))
                 except Exception:  # noqa: BLE001 - a defect of ours must end this stream only
                     # The answer has begun: no status can say it any more, only a cut that no client takes for an end.
                     _log.exception("a stream failed")
                     if request.transport is not None:
                         request.transport.abort()
-                    return response
-                await response.write_eof()
                 return response
         except RequestError as error:
             return _refusal(error)

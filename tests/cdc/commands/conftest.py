@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shop_folder import only_subscriptions, shop
+from shop_folder import shop
 
-__all__ = ["only_subscriptions", "shop"]
+__all__ = ["shop"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -90,3 +92,9 @@ def test_defaults_types_and_examples_are_spelled_as_in_the_file(
     assert "| `every` | duration | `1500ms` |" in page
     assert "| `names` | mapping of names to list of text | none |" in page
     assert "Developers' words" not in page
+
+
+def test_the_committed_page_is_what_the_structs_make(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--markdown"]) == 0
+    page = Path(__file__).parents[3] / "docs" / "configuration.md"
+    assert page.read_text(encoding="utf-8") == capsys.readouterr().out, 'run "make docs"'

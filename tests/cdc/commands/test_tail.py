@@ -17,12 +17,7 @@ from headrace.cdc.event import CustomerEvent
 from shop_folder import Shop
 from shop_log import heartbeat, order_event
 
-# A process of its own, with the consumers left out as in conftest.py.
-PROGRAM = (
-    "import sys; from headrace.cdc import config; found = config.plugins; "
-    "config.plugins = lambda group: {} if group == 'headrace.consumers' else found(group); "
-    "from headrace.cdc.cli import main; sys.exit(main(sys.argv[1:]))"
-)
+PROGRAM = "import sys; from headrace.cdc.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

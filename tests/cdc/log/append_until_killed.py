@@ -8,13 +8,15 @@ acknowledged batch adds one byte to ``<path>.acked``: bytes written to a file ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from contract.log_contract import event
-
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log import sqlite_checkpoint
 from headrace.cdc.log.sqlite import SQLiteLog
@@ -34,7 +36,7 @@ def batch(seed: int, number: int) -> list[CustomerEvent]:
 
 
 async def _append(path: Path, seed: int) -> None:
-    sqlite_checkpoint._PASS_BYTES = 1 << 18  # so that kills also meet checkpoints
+    sqlite_checkpoint._PASS_BYTES = 1 << 18  # type: ignore[misc]  # so that kills also meet checkpoints
     log = await SQLiteLog.open(path, partitions=PARTITIONS)
     acked = os.open(path.with_name(path.name + ".acked"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     number = int(await log.source_state("shop") or b"0")
@@ -48,6 +50,23 @@ async def _append(path: Path, seed: int) -> None:
             os.write(acked, b".")
             if number % 10 == 0:
                 await log.commit("g", 0, ends[0], state=b"%d" % ends[0])
+
+
+@contextlib.contextmanager
+def forked_writers() -> Iterator[subprocess.Popen[str]]:
+    """This file as a process; it ends, after the writer it still waits for, when the block does."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cdc.log.append_until_killed"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        try:
+            yield process
+        finally:
+            process.stdin.close()
 
 
 def main() -> None:

@@ -9,20 +9,21 @@ import os
 import resource
 import sqlite3
 import stat
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
-from contract.log_contract import event, events, read_all
 
+from contract.log_contract import event, events, read_all
 from headrace.cdc.config import Config, Duration, Size
 from headrace.cdc.errors import ConfigError, Fenced, LogError, LogLocked, LogUnavailable, Trimmed
 from headrace.cdc.log import sqlite, sqlite_checkpoint, sqlite_trim, sqlite_writer
 from headrace.cdc.log.base import Bounds, Cursor
 from headrace.cdc.log.codec import BLOB_BYTES
+from headrace.cdc.log.memory import MemoryLogConfig
 from headrace.cdc.log.sqlite import SQLiteLog, SQLiteLogConfig
 
 
@@ -84,6 +85,12 @@ async def test_offsets_go_on_after_everything_was_trimmed_and_the_log_reopened(p
     await log.close()
 
 
+async def test_a_commit_waits_for_the_disk(log: SQLiteLog) -> None:
+    connection = log._writer._connection
+    assert connection.execute("pragma journal_mode").fetchone() == ("wal",)
+    assert connection.execute("pragma synchronous").fetchone() == (2,), "FULL: the WAL is synced at every commit"
+
+
 async def test_a_clean_end_leaves_one_file_beside_the_lock(path: Path) -> None:
     log = await SQLiteLog.open(path)
     await log.append(events(0, 5), source="shop", state=b"")
@@ -122,16 +129,27 @@ async def test_a_large_append_is_cut_into_bounded_batches_of_one_transaction(log
     assert await read_all(log) == stored
 
 
+_OPEN_AND_PRINT = """
+import asyncio, pathlib, sys
+from headrace.cdc.errors import LogLocked
+from headrace.cdc.log.sqlite import SQLiteLog
+try:
+    asyncio.run(SQLiteLog.open(pathlib.Path(sys.argv[1])))
+except LogLocked as error:
+    print(error.message)
+"""
+
+
 async def test_a_second_writer_is_refused_with_the_first_ones_pid(log: SQLiteLog, path: Path) -> None:
     with pytest.raises(LogLocked, match=f"pid {os.getpid()}") as locked:
         await SQLiteLog.open(path)
     assert str(path) in locked.value.message
-    code = "import asyncio, sys, pathlib\nfrom headrace.cdc.log.sqlite import SQLiteLog\nfrom headrace.cdc.errors import LogLocked\n"
-    code += "try:\n    asyncio.run(SQLiteLog.open(pathlib.Path(sys.argv[1])))\nexcept LogLocked as error:\n    print(error.message)\n"
-    other = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=30, check=True
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _OPEN_AND_PRINT, str(path), stdout=asyncio.subprocess.PIPE
     )
-    assert f"pid {os.getpid()}" in other.stdout, other
+    said, _ = await other.communicate()
+    assert other.returncode == 0
+    assert f"pid {os.getpid()}" in said.decode()
     assert await log.append(events(0, 1), source="shop", state=b"") == (1,)
 
 
@@ -459,3 +477,12 @@ def test_the_default_keeps_a_week() -> None:
     section = SQLiteLogConfig()
     assert section.retention is not None and section.retention.s == 7 * 86400
     assert (section.path, section.partitions, section.max_size) == ("headrace.log.db", 1, None)
+
+
+def test_the_sections_of_the_engines_have_a_json_schema() -> None:
+    schemas, parts = msgspec.json.schema_components(
+        [SQLiteLogConfig, MemoryLogConfig], schema_hook=lambda kind: {"type": "string"}
+    )
+    assert len(schemas) == 2
+    assert set(parts["SQLiteLogConfig"]["properties"]) == {"path", "retention", "max_size", "partitions"}
+    assert all("description" in part for part in parts["SQLiteLogConfig"]["properties"].values())

@@ -7,19 +7,15 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from cdc.log.append_until_killed import PARTITIONS, batch
+from cdc.log.append_until_killed import PARTITIONS, batch, forked_writers
 from contract.log_contract import DEADLINE_S, read_all
-
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import partition_of
 from headrace.cdc.log.sqlite import SQLiteLog
 
-_TESTS = Path(__file__).parents[2]
 _KILLS = 30
 
 
@@ -31,13 +27,7 @@ async def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_no_half_bat
     acked.touch()
     lanes: list[list[CustomerEvent]] = [[] for _ in range(PARTITIONS)]
     batches = acked_before = acked_and_checked = 0
-    with subprocess.Popen(
-        [sys.executable, "-m", "cdc.log.append_until_killed"],
-        env=os.environ | {"PYTHONPATH": str(_TESTS)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as forker:
+    with forked_writers() as forker:
         assert forker.stdin is not None and forker.stdout is not None
         for kill in range(_KILLS):
             where = f"seed {seed}, kill {kill}"
@@ -72,7 +62,6 @@ async def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_no_half_bat
             if cursor is not None:
                 assert cursor.state == b"%d" % cursor.offset and cursor.offset <= len(lanes[0]), where
             await log.close()
-        forker.stdin.close()
     assert acked_and_checked > _KILLS, f"seed {seed}: too little load to mean anything"
     log = await SQLiteLog.open(path, partitions=PARTITIONS)
     for partition, lane in enumerate(lanes):

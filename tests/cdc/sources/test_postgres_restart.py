@@ -200,7 +200,9 @@ async def test_only_durable_places_are_confirmed(database: Database, reader: Mak
         for _ in range(2):  # two heartbeats, not made durable either
             batches.append(await r.source.read())
     (confirmed,) = database.execute(
-        "select confirmed_flush_lsn <= %s::pg_lsn from pg_replication_slots where slot_name = %s", before, r.source._slot
+        "select confirmed_flush_lsn <= %s::pg_lsn from pg_replication_slots where slot_name = %s",
+        before,
+        r.source._slot,
     )
     assert confirmed[0], "the server was told of a place that no log holds"
 

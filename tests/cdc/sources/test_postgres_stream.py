@@ -119,7 +119,9 @@ async def test_partitions_are_one_table_under_their_root(database: Database, rea
     # A leaf with its columns in another order.
     database.execute("create table t_us (v int, region text not null, id int not null)")
     database.execute("alter table t attach partition t_us for values in ('us')")
-    database.execute("insert into t select n, case n % 2 when 0 then 'eu' else 'us' end, n from generate_series(1, 50) n")
+    database.execute(
+        "insert into t select n, case n % 2 when 0 then 'eu' else 'us' end, n from generate_series(1, 50) n"
+    )
     r = await reader()
     database.execute("update t set region = 'us' where id = 2")
     database.execute("update t set v = -1 where id = 3")

@@ -27,7 +27,13 @@ LITERALS: dict[str, list[str]] = {
     "numeric": ["0", "-0.00", "1e-1000", "9" * 200 + "." + "9" * 100, "NaN", "1.10"],
     "numeric(10,2)": ["99999999.99", "-0.01"],
     "money": ["-92233720368547758.08", "0.01"],
-    "text": ["''", "'\\N'", "E'tab\\t newline\\n back\\\\slash quote'' \"'", "'🙂 e\u0301 \u200b'", "repeat('x', 100000)"],
+    "text": [
+        "''",
+        "'\\N'",
+        "E'tab\\t newline\\n back\\\\slash quote'' \"'",
+        "'🙂 e\u0301 \u200b'",
+        "repeat('x', 100000)",
+    ],
     "varchar(5)": ["'ab   '"],
     "char(5)": ["'ab'", "''"],
     '"char"': ["'x'"],
@@ -37,11 +43,16 @@ LITERALS: dict[str, list[str]] = {
     "time": ["'00:00:00'", "'24:00:00'", "'12:34:56.789012'"],
     "timetz": ["'12:34:56.7+15:59'", "'00:00:00-15:59'"],
     "timestamp": ["'4713-01-01 00:00:00 BC'", "'294276-12-31 23:59:59.999999'", "'infinity'", "'-infinity'"],
-    "timestamptz": ["'2024-03-31 02:30:00 Europe/Berlin'", "'294276-12-31 23:59:59.999999+00'", "'infinity'", "'0044-03-15 BC'"],
+    "timestamptz": [
+        "'2024-03-31 02:30:00 Europe/Berlin'",
+        "'294276-12-31 23:59:59.999999+00'",
+        "'infinity'",
+        "'0044-03-15 BC'",
+    ],
     "interval": ["'-178000000 years'", "'1 mon -1 day +00:00:00.000001'", "'-00:00:01'", "'0'"],
     "uuid": ["'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'"],
-    "json": ["'{\"b\": 1, \"a\":  [1e400, \"x\"], \"b\": 2}'", "'null'"],
-    "jsonb": ["'{\"b\": 1, \"a\": [12345678901234567890.1234567890], \"b\": 2}'", "'null'", "'\"\\u00e9\"'"],
+    "json": ['\'{"b": 1, "a":  [1e400, "x"], "b": 2}\'', "'null'"],
+    "jsonb": ['\'{"b": 1, "a": [12345678901234567890.1234567890], "b": 2}\'', "'null'", "'\"\\u00e9\"'"],
     "bit(5)": ["B'10101'"],
     "varbit": ["B''", "B'1'"],
     "inet": ["'::ffff:1.2.3.4/96'", "'10.0.0.1/8'"],
@@ -62,13 +73,13 @@ LITERALS: dict[str, list[str]] = {
     "tstzrange": ["'[2024-01-01 00:00+01, infinity)'"],
     "int4multirange": ["'{[1,3), [5,7)}'"],
     "int4[]": ["'{}'", "'{1,NULL,3}'", "'[0:1]={1,2}'", "'{{1,2},{3,4}}'"],
-    "text[]": ["'{\"a,b\",\"NULL\",NULL,\"\",\"\\\"\\\\\"}'"],
+    "text[]": ['\'{"a,b","NULL",NULL,"","\\"\\\\"}\''],
     "bytea[]": ["array['\\x00'::bytea]"],
     "box[]": ["array[box '(1,1),(0,0)', box '(2,2),(0,0)']"],
     "pg_lsn": ["'16/B374D848'"],
     "mood": ["'sad'", "'it''s'"],
     "positive": ["5"],
-    "pair": ["'(1,\"a \"\"b\"\"\")'", "row(null, null)"],
+    "pair": ['\'(1,"a ""b""")\'', "row(null, null)"],
     "xid8": ["'18446744073709551615'"],
     "regclass": ["'pg_class'"],
 }
@@ -91,7 +102,9 @@ async def test_snapshot_stream_and_select_agree_and_the_text_is_a_literal(
     def insert(first_id: int) -> None:
         for row in range(rows):
             values = [LITERALS[kind][row] if row < len(LITERALS[kind]) else "null" for kind in columns]
-            quoted = [value if "'" in value or value in ("null", "row(null, null)") else f"'{value}'" for value in values]
+            quoted = [
+                value if "'" in value or value in ("null", "row(null, null)") else f"'{value}'" for value in values
+            ]
             database.execute(f"insert into t values ({first_id + row}, {', '.join(quoted)})".replace("%", "%%"))
 
     insert(0)

@@ -16,9 +16,7 @@ from headrace.cdc.sources.postgres_config import PostgresConfig
 from headrace.cdc.sources.preflight import Finding
 
 
-async def findings(
-    dsn: str, events: dict[str, EventConfig] | None = None, **fields: object
-) -> dict[str, Finding]:
+async def findings(dsn: str, events: dict[str, EventConfig] | None = None, **fields: object) -> dict[str, Finding]:
     config = PostgresConfig(dsn=dsn, **fields)  # type: ignore[arg-type]
     return {finding.code: finding for finding in await PostgresSource("shop", config, events or {}).check()}
 
@@ -154,4 +152,6 @@ async def test_a_wrong_dsn_never_shows_the_password() -> None:
 
 async def test_a_wrong_database_or_user_stops_rather_than_retries(database: Database) -> None:
     with pytest.raises(SourceRefused, match='database "nowhere" does not exist'):
-        await PostgresSource("shop", PostgresConfig(dsn=database.server.dsn.replace("dbname=postgres", "dbname=nowhere")), {}).start(None)
+        await PostgresSource(
+            "shop", PostgresConfig(dsn=database.server.dsn.replace("dbname=postgres", "dbname=nowhere")), {}
+        ).start(None)

@@ -51,10 +51,14 @@ def _print(found: dict[str, list[Finding]]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for name, findings in found.items():
         errors = sum(finding.severity == "error" for finding in findings)
-        verdict = Text("ready", "bold green") if not errors else Text(f"{errors} to mend before it can start", "bold red")
+        verdict = (
+            Text("ready", "bold green") if not errors else Text(f"{errors} to mend before it can start", "bold red")
+        )
         console.print(Text(f"source {name}: ") + verdict)
         for finding in findings:
-            console.print(Text(f"  {finding.severity:7} ", _STYLES[finding.severity]) + f"{finding.object}: {finding.message}")
+            console.print(
+                Text(f"  {finding.severity:7} ", _STYLES[finding.severity]) + f"{finding.object}: {finding.message}"
+            )
             console.print(Text(f"          {finding.cure}", "dim"))
 
 

@@ -1,7 +1,8 @@
 """COPY ... TO STDOUT in text format: one line in, one row image out, with the same values as the stream.
 
 Follows the PostgreSQL 18 manual, COPY, "Text Format": columns are separated by tabs, NULL is ``\\N``, and a backslash escapes
-backslash, tab, newline and other control characters.
+backslash, tab, newline and other control characters. The octal and hexadecimal escapes of that chapter are for COPY FROM only:
+the server never writes them, so they are refused here, as is every other escape it never writes.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ _ESCAPES = {
     b"r": b"\r",
     b"t": b"\t",
     b"v": b"\v",
+    b"\\": b"\\",
 }
-_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
 
 
 def copy_row(line: bytes, kinds: bytes) -> Row:
     """The row of one COPY line (with or without its newline). kinds: see pgoutput.row_kinds.
 
-    Raises DecodeError when the number of columns differs from len(kinds).
+    Raises DecodeError when the number of columns differs from len(kinds), for an escape that COPY never writes, and for text
+    that the column's type never prints.
     """
-    if line.endswith(b"\n"):
-        line = line[:-1]
-    parts = line.split(b"\t") if kinds else []
+    line = line.removesuffix(b"\n")
+    parts = line.split(b"\t") if kinds or line else []
     if len(parts) != len(kinds):
         raise DecodeError("a row with another number of columns than asked for", kind="COPY")
     if b"\\" not in line:
@@ -44,4 +46,7 @@ def copy_row(line: bytes, kinds: bytes) -> Row:
 
 
 def _unescape(match: re.Match[bytes]) -> bytes:
-    return _ESCAPES.get(match[1], match[1])
+    try:
+        return _ESCAPES[match[1]]
+    except KeyError:  # its text quotes the byte
+        raise DecodeError("an escape that COPY never writes", kind="COPY") from None

@@ -3,6 +3,8 @@ cimport cython
 
 cdef unsigned long long _u32(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
 cdef unsigned long long _u64(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
+@cython.locals(value=cython.ulonglong)
+cdef long long _time_us(bytes data, Py_ssize_t pos, str kind) except? -1
 
 @cython.final
 cdef class _Relation:
@@ -37,9 +39,9 @@ cdef class PgOutputDecoder:
     cdef object _keepalive(self, bytes data)
     @cython.locals(kind=cython.uchar)
     cdef bint _message(self, bytes data, Py_ssize_t size) except -1
-    cdef object _begin(self, bytes data)
+    cdef object _begin(self, bytes data, Py_ssize_t size)
     @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, end_lsn=cython.ulonglong, rows=list, changes=list, position=str, identifier=str, text=str)
-    cdef object _commit(self, bytes data)
+    cdef object _commit(self, bytes data, Py_ssize_t size)
     cdef _Relation _relation(self, bytes data, str kind)
     @cython.locals(relation=_Relation, row=tuple)
     cdef object _insert(self, bytes data, Py_ssize_t size)
@@ -47,7 +49,7 @@ cdef class PgOutputDecoder:
     cdef object _update(self, bytes data, Py_ssize_t size)
     @cython.locals(relation=_Relation, before=tuple, part=cython.uchar)
     cdef object _delete(self, bytes data, Py_ssize_t size)
-    cdef object _truncate(self, bytes data)
+    cdef object _truncate(self, bytes data, Py_ssize_t size)
     @cython.locals(count=Py_ssize_t, column=Py_ssize_t, kinds=bytes, identity=bytes, values=list, form=cython.uchar, length=Py_ssize_t, end=Py_ssize_t, kind=cython.uchar)
     cdef tuple _tuple(self, bytes data, Py_ssize_t pos, Py_ssize_t size, _Relation relation, bint only_key)
     cdef bint _announce(self, bytes data, Py_ssize_t size) except -1

@@ -23,6 +23,7 @@ checked here, not left to the compiler's bounds checks: a short frame must becom
 
 from __future__ import annotations
 
+from math import isfinite
 from zlib import crc32
 
 from headrace.cdc.errors import DecodeError
@@ -59,17 +60,37 @@ def text_value(data: bytes, kind: int) -> Value | Absent:
 
     Exact by construction: integers and booleans have one spelling; a float is the shortest text that reads back as the
     same number (extra_float_digits is pinned), NaN and the infinities stay text because JSON has no number for them.
+    Raises DecodeError for text that the type never prints.
     """
     if kind == _INT:
-        return int(data)
+        return _integer(data)
     if kind == _BOOL:
+        if data != b"t" and data != b"f":
+            raise DecodeError("a value that is no boolean", kind="value")
         return data == b"t"
     if kind == _FLOAT and data not in (b"NaN", b"Infinity", b"-Infinity"):
-        return float(data)
+        try:
+            number = float(data)
+        except ValueError:  # its text quotes the value
+            number = float("nan")
+        if not isfinite(number):
+            raise DecodeError("a value that is no float", kind="value")
+        return number
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return UNDECODABLE
+
+
+def _integer(data: bytes) -> int:
+    """Text of an integer type of at most 64 bits. Raises DecodeError."""
+    try:
+        number = int(data)
+    except ValueError:  # its text quotes the value
+        raise DecodeError("a value that is no integer", kind="value") from None
+    if not -0x8000000000000000 <= number <= 0x7FFFFFFFFFFFFFFF:
+        raise DecodeError("an integer of more than 64 bits", kind="value")
+    return number
 
 
 class _Relation:
@@ -164,7 +185,7 @@ class PgOutputDecoder:
     def _keepalive(self, data: bytes) -> None:
         wal_end = _u64(data, 1)
         self.wal_end = max(self.wal_end, wal_end)
-        self.server_time_us = _u64(data, 9) + _EPOCH_2000_US
+        self.server_time_us = _time_us(data, 9, "k")
         if data[17] == 1:
             self.reply_requested = True
 
@@ -177,33 +198,44 @@ class PgOutputDecoder:
         elif kind == 68:  # D
             self._delete(data, size)
         elif kind == 66:  # B
-            self._begin(data)
+            self._begin(data, size)
         elif kind == 67:  # C
-            self._commit(data)
+            self._commit(data, size)
         elif kind == 82:  # R
             return self._announce(data, size)
         elif kind == 89:  # Y
             oid = _u32(data, 26)
             self._cstring(data, 30, size)
             # Only for a type the catalogue didn't name: of a domain this message gives the base type's name.
-            self.type_names.setdefault(oid, self._cstring(data, self._pos, size))
+            name = self._cstring(data, self._pos, size)
+            if self._pos != size:
+                raise DecodeError("bytes after the type", kind="Y", index=self._pos)
+            self.type_names.setdefault(oid, name)
         elif kind == 84:  # T
-            self._truncate(data)
-        elif kind != 79:  # O: where a change came from first is of no use here
+            self._truncate(data, size)
+        elif kind == 79:  # O: where a change came from first is of no use here
+            self._cstring(data, 34, size)
+            if self._pos != size:
+                raise DecodeError("bytes after the origin", kind="O", index=self._pos)
+        else:
             raise DecodeError("unknown message", kind=chr(kind), index=25)
         return True
 
-    def _begin(self, data: bytes) -> None:
+    def _begin(self, data: bytes, size: int) -> None:
+        if size != 46:
+            raise DecodeError("a begin that is not 21 bytes long", kind="B", index=size)
         if self.in_transaction:
             raise DecodeError("a transaction begins inside another", kind="B", index=25)
         self._commit_lsn = _u64(data, 26)
-        self._commit_us = _u64(data, 34) + _EPOCH_2000_US
+        self._commit_us = _time_us(data, 34, "B")
         self._xid = _u32(data, 42)
         self._rows = []
         self._size = 0
         self.in_transaction = True
 
-    def _commit(self, data: bytes) -> None:
+    def _commit(self, data: bytes, size: int) -> None:
+        if size != 51:
+            raise DecodeError("a commit that is not 26 bytes long", kind="C", index=size)
         if not self.in_transaction or _u64(data, 27) != self._commit_lsn:
             raise DecodeError("a commit without its begin", kind="C", index=25)
         end_lsn = _u64(data, 35)
@@ -286,11 +318,13 @@ class PgOutputDecoder:
         self._size += size
         self._rows.append((relation, "delete", before, None))
 
-    def _truncate(self, data: bytes) -> None:
+    def _truncate(self, data: bytes, size: int) -> None:
         if not self.in_transaction:
             raise DecodeError("a truncate outside a transaction", kind="T", index=25)
         count = _u32(data, 26)
         pos = 31
+        if size != pos + 4 * count:
+            raise DecodeError("a truncate of another length than its tables", kind="T", index=size)
         for _ in range(count):
             relation = self.relations.get(_u32(data, pos))
             if relation is None:
@@ -326,8 +360,11 @@ class PgOutputDecoder:
                         values.append(data[pos:end].decode("utf-8"))
                     except UnicodeDecodeError:
                         values.append(UNDECODABLE)
-                elif kind == 1:
-                    values.append(int(data[pos:end]))
+                elif kind == 1 and length < 19:
+                    try:
+                        values.append(int(data[pos:end]))
+                    except ValueError:  # its text quotes the value
+                        raise DecodeError("a value that is no integer", kind="value") from None
                 else:
                     values.append(text_value(data[pos:end], kind))
                 pos = end
@@ -347,6 +384,8 @@ class PgOutputDecoder:
         table = self._cstring(data, self._pos, size)
         pos = self._pos
         replica = chr(data[pos])
+        if replica not in "dnfi":
+            raise DecodeError("unknown replica identity", kind="R", index=pos)
         count = (data[pos + 1] << 8) | data[pos + 2]
         pos += 3
         columns: list[Column] = []
@@ -407,3 +446,13 @@ def _u32(data: bytes, pos: int) -> int:
 
 def _u64(data: bytes, pos: int) -> int:
     return (_u32(data, pos) << 32) | _u32(data, pos + 4)
+
+
+def _time_us(data: bytes, pos: int, kind: str) -> int:
+    """A time of the wire, signed and since 2000, as microseconds since 1970; DecodeError when 64 bits can't hold it."""
+    value = _u64(data, pos)
+    if value >= 0x8000000000000000:
+        return -int(0xFFFFFFFFFFFFFFFF - value) - 1 + _EPOCH_2000_US
+    if value > 0x7FFFFFFFFFFFFFFF - _EPOCH_2000_US:
+        raise DecodeError("a time beyond 64 bits", kind=kind, index=pos)
+    return value + _EPOCH_2000_US

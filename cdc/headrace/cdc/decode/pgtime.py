@@ -1,7 +1,7 @@
 """PostgreSQL's text of times, under DateStyle ISO and TimeZone UTC, as microseconds since 1970 UTC.
 
-Follows the PostgreSQL 18 manual, "Date/Time Types": years run from 4713 BC to 294276 AD, far beyond Python's datetime, so days
-are counted here, in the proleptic Gregorian calendar.
+Follows the PostgreSQL 18 manual, "Date/Time Types": years run from 4713 BC to 294276 AD (dates: 5874897 AD), far beyond Python's
+datetime, so days are counted here, in the proleptic Gregorian calendar.
 """
 
 from __future__ import annotations
@@ -9,29 +9,42 @@ from __future__ import annotations
 import re
 
 _TIMESTAMP = re.compile(
-    r"(\d{4,6})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?:([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?|Z)?)?( BC)?"
+    r"(\d{4,7})-(\d\d)-(\d\d)(?:[ T](\d\d):(\d\d):(\d\d)(?:\.(\d{1,6}))?(?:([+-])(\d\d)(?::(\d\d))?(?::(\d\d))?|Z)?)?( BC)?",
+    re.ASCII,
 )
+_MONTH_DAYS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_INT64_MAX = (1 << 63) - 1
 
 
 def timestamp_us(text: str) -> int | None:
     """Microseconds since 1970 UTC of a date, timestamp or timestamptz; a date is its midnight, no zone means UTC.
 
-    None for the infinities and for text that is no such time.
+    None for the infinities, for text that is no such time, and for the years from 294247 AD on, whose microseconds 64 bits
+    can't hold.
     """
     match = _TIMESTAMP.fullmatch(text)
     if match is None:
         return None
     year, month, day = int(match[1]), int(match[2]), int(match[3])
+    if year == 0 or not 1 <= month <= 12:
+        return None
     if match[12]:
         year = 1 - year
+    is_leap = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    if not 1 <= day <= _MONTH_DAYS[month - 1] or (month == 2 and day == 29 and not is_leap):
+        return None
     total = _days(year, month, day) * 86_400
     if match[4]:
-        total += int(match[4]) * 3600 + int(match[5]) * 60 + int(match[6])
+        hour, minute, second = int(match[4]), int(match[5]), int(match[6])
+        if hour > 23 or minute > 59 or second > 59:
+            return None
+        total += hour * 3600 + minute * 60 + second
     if match[8]:
         offset = int(match[9]) * 3600 + int(match[10] or 0) * 60 + int(match[11] or 0)
         total += -offset if match[8] == "+" else offset
     fraction = match[7]
-    return total * 1_000_000 + (int(fraction.ljust(6, "0")) if fraction else 0)
+    result = total * 1_000_000 + (int(fraction.ljust(6, "0")) if fraction else 0)
+    return result if result <= _INT64_MAX else None
 
 
 def _days(year: int, month: int, day: int) -> int:

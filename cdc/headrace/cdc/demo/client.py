@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 
 from headrace.cdc.demo.proof import FEATURES, Rows
+from headrace.cdc.errors import HeadraceError
 
+_NOT_READY = 503
 _TIMEOUT_S = 10.0
 _ENTITIES_A_REQUEST = 1_000
 
 
 class Client:
-    """Blocking calls to one server; all return None when it doesn't answer (yet)."""
+    """Blocking calls to one server; None when it doesn't answer (yet). Raises HeadraceError for an answer that is a defect."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -48,9 +50,13 @@ class Client:
 
     def _ask(self, path: str, body: object = None) -> dict[str, Any] | None:
         data = None if body is None else msgspec.json.encode(body)
-        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})  # our own loopback URL
+        request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})  # noqa: S310  # our own loopback URL
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # as above
-                return msgspec.json.decode(answer.read())
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310  # as above
+                return msgspec.json.decode(answer.read(), type=dict[str, Any])
+        except urllib.error.HTTPError as error:
+            if error.code != _NOT_READY:
+                raise HeadraceError(f"headrace answered {path} with {error.code} {error.reason}") from error
+            return None
         except (urllib.error.URLError, HTTPException, OSError):
             return None

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -45,11 +45,17 @@ _CUSTOMERS_SHOWN = [1, 2, 3, 4, 5, 6]
 
 def _configure(parser: ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, metavar="N", help="end after N seconds (default: until Ctrl-C)")
-    parser.add_argument("--rate", type=float, default=100.0, metavar="N", help="transactions a second (default: %(default).0f)")
+    parser.add_argument(
+        "--rate", type=float, default=100.0, metavar="N", help="transactions a second (default: %(default).0f)"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the simulator (default: %(default)s)")
     parser.add_argument("--dsn", help="a Postgres of your own in place of the embedded one; wal_level must be logical")
-    parser.add_argument("--port", type=int, default=8080, help="of headrace's HTTP server; another when taken (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, help="where the files go and stay (default: a temporary folder, removed at the end)")
+    parser.add_argument(
+        "--port", type=int, default=8080, help="of headrace's HTTP server; another when taken (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the files go and stay (default: a temporary folder, removed at the end)"
+    )
     parser.add_argument("--json", action="store_true", help="only the result, as one JSON object")
 
 
@@ -97,7 +103,15 @@ def _run(arguments: Namespace) -> int:
         former = signal.signal(signal.SIGINT, stop.interrupt)
         stack.callback(signal.signal, signal.SIGINT, former)
         simulator.start()
-        reading = _watch(client, simulator, stop, process, folder, Screen(_how(client.url, folder, dsn), customers=_CUSTOMERS_SHOWN), is_quiet=arguments.json)
+        reading = _watch(
+            client,
+            simulator,
+            stop,
+            process,
+            folder,
+            Screen(_how(client.url, folder, dsn), customers=_CUSTOMERS_SHOWN),
+            is_quiet=arguments.json,
+        )
         simulator.stop()
         if simulator.failure is not None:
             raise SourceError(f"the shop's database failed: {type(simulator.failure).__name__}", source="shop")
@@ -140,11 +154,17 @@ def _port(asked: int) -> int:
 
 
 @contextmanager
-def _headrace(folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _headrace(folder: Path, environment: dict[str, str]) -> Generator[subprocess.Popen[bytes]]:
     """``headrace run headrace.yaml`` in a session of its own, so that Ctrl-C reaches only us."""
     with (folder / "run.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from headrace.cdc.cli import main; sys.exit(main())", "run", "headrace.yaml"],
+            [
+                sys.executable,
+                "-c",
+                "import sys; from headrace.cdc.cli import main; sys.exit(main())",
+                "run",
+                "headrace.yaml",
+            ],
             cwd=folder,
             env={**os.environ, **environment},
             stdout=log,
@@ -168,7 +188,9 @@ def _wait_until(done: Callable[[], bool], deadline_s: float, process: subprocess
         if process.poll() is not None or time.monotonic() > end:
             lines = (folder / "run.log").read_text(errors="replace").strip().splitlines() or ["no message"]
             raise HeadraceError(
-                "headrace run " + ("stopped" if process.poll() is not None else "did not get there in time") + f": {lines[-1]}",
+                "headrace run "
+                + ("stopped" if process.poll() is not None else "did not get there in time")
+                + f": {lines[-1]}",
                 advice='read the message; for a database of your own "headrace check" says what to change',
             )
         time.sleep(0.05)  # a poll of another process over HTTP: there is no event to wait on
@@ -181,7 +203,7 @@ def _how(url: str, folder: Path, dsn: str) -> list[tuple[str, str]]:
         ("every change as it is committed:", f"curl -sN '{url}/v1/stream'"),
         (
             "the stock Feast SDK (pip install 'headrace[feast]'):",
-            f"{here} headrace features apply && python -c \"from feast import FeatureStore; "
+            f'{here} headrace features apply && python -c "from feast import FeatureStore; '
             "print(FeatureStore('.').get_online_features(features=['customer_orders:orders_1m', 'customer_orders:spent_ever'], "
             "entity_rows=[{'customer_id': 1}]).to_dict())\"",
         ),
@@ -215,7 +237,7 @@ def _watch(
                     break
                 continue
             now = time.monotonic()
-            log_end = sum(status["log"]["ends"])
+            log_end = sum(partition["end"] for partition in status["log"]["partitions"])
             if now - looked >= 1.0 or reading is None:
                 commit_rate = (simulator.commits - commits) / (now - looked)
                 event_rate = (log_end - end) / (now - looked) if end else 0.0

@@ -38,10 +38,10 @@ select customer_id,
   from shop.orders where status <> 'cancelled' group by customer_id
 """
 _LATEST = """
-select distinct on (customer_id) customer_id, placed_at,
-       array(select s.status from shop.orders s where s.customer_id = o.customer_id and s.placed_at = o.placed_at
-             and s.status <> 'cancelled')
-  from shop.orders o where status <> 'cancelled' order by customer_id, placed_at desc
+select customer_id, array_agg(status) from (
+    select customer_id, status, rank() over (partition by customer_id order by placed_at desc) place
+      from shop.orders where status <> 'cancelled') newest
+ where place = 1 group by customer_id
 """
 _SALES = """
 select product_id, coalesce(sum(quantity) filter (where added_at >= %(lo_1m)s and added_at < %(hi_1m)s), 0), sum(quantity)
@@ -67,16 +67,13 @@ def recompute(dsn: str, log_time_us: int) -> dict[str, Rows]:
     stamps = {name: f"to_timestamp({us // _SECOND_US})" for name, us in bounds.items()}
     with psycopg.connect(dsn) as connection:
         connection.execute("set transaction isolation level repeatable read read only")
-        latest = {row[0]: row[2] for row in connection.execute(_LATEST).fetchall()}
+        latest = {row[0]: row[1] for row in connection.execute(_LATEST).fetchall()}
         return {
             "customer_profile": {row[0]: row[1:] for row in connection.execute(_PROFILE).fetchall()},
             "customer_orders": {
-                row[0]: (*row[1:], latest[row[0]])
-                for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
+                row[0]: (*row[1:], latest[row[0]]) for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
             },
-            "product_sales": {
-                row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()
-            },
+            "product_sales": {row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()},
         }
 
 

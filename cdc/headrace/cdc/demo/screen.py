@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from rich.console import Console, Group
@@ -49,7 +49,7 @@ class Screen:
         self._printed_at = 0.0
         self._live: Live | None = None
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=8, transient=False)
             self._live.__enter__()
@@ -82,14 +82,21 @@ class Screen:
             Text(f"{reading.log_end:,}", "bold"),
         )
         numbers.add_row(
-            *(Text(word, "dim") for word in ("commits/s", "events/s", "commit to feature p50", "p99", "events in the log"))
+            *(
+                Text(word, "dim")
+                for word in ("commits/s", "events/s", "commit to feature p50", "p99", "events in the log")
+            )
         )
         how = Table.grid(padding=(0, 1))
         for title, line in self._how:
             how.add_row(Text(title, "dim"))
             how.add_row(Syntax(line, "bash", background_color="default", word_wrap=True))
         return Group(
-            Panel(numbers, title=f"headrace demo · {reading.elapsed_s:.0f} s · Ctrl-C ends it with a proof", border_style="cyan"),
+            Panel(
+                numbers,
+                title=f"headrace demo · {reading.elapsed_s:.0f} s · Ctrl-C ends it with a proof",
+                border_style="cyan",
+            ),
             Panel(self._features(reading.orders), title="customer_orders, read back over HTTP", border_style="cyan"),
             Panel(how, title="in another terminal", border_style="dim"),
         )

@@ -3,8 +3,8 @@
 Owns the bytes of a blob; knows no file and no offset. Fields of CustomerEvent are only ever appended, so an older blob decodes with
 defaults. A blob is bounded (see BLOB_BYTES), so that a reader never decodes more than about that for one event.
 
-Appends that share a transaction also share blobs: ``pack`` leaves out the array header, whose length depends on the final count, and
-``frame`` puts it before the joined items.
+Appends that share a transaction also share blobs: ``frame`` joins the items of several arrays under one header. An array that stays
+alone, as every large one does, is stored as it was encoded, without a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headrace.cdc.event import CustomerEvent
 BLOB_BYTES: Final = 1 << 20
 """A blob takes no further events once it holds this much; one event larger than that is a blob of its own."""
 
-_SLICE_EVENTS: Final = 512  # one encode call: long enough to be cheap, short enough to cut blobs near BLOB_BYTES
+_SLICE_EVENTS: Final = 2048  # of one encode call; ordinary events then fill about half a blob
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[CustomerEvent, ...]).decode
@@ -28,10 +28,10 @@ _committed_us = attrgetter("committed_us")
 
 
 class Packed(msgspec.Struct, gc=False, frozen=True):
-    """Consecutive encoded events. items: their msgpack, without an array header. newest_us: largest committed_us."""
+    """Consecutive encoded events. array: their msgpack array. newest_us: largest committed_us."""
 
     count: int
-    items: bytes
+    array: bytes
     newest_us: int
 
 
@@ -41,8 +41,7 @@ def pack(events: Sequence[CustomerEvent]) -> list[Packed]:
     Raises what msgspec raises for a value that msgpack can't hold (an int of more than 64 bits, a lone surrogate).
     """
     if len(events) == 1:
-        event = events[0]
-        return [Packed(1, _encode(event), event.committed_us)]
+        return [Packed(1, _encode(events), events[0].committed_us)]
     packed: list[Packed] = []
     for start in range(0, len(events), _SLICE_EVENTS):
         _pack_slice(events[start : start + _SLICE_EVENTS], packed)
@@ -51,29 +50,26 @@ def pack(events: Sequence[CustomerEvent]) -> list[Packed]:
 
 def _pack_slice(events: Sequence[CustomerEvent], into: list[Packed]) -> None:
     count = len(events)
-    items = _encode(events)[_header_bytes(count) :]
-    if len(items) > BLOB_BYTES and count > 1:
-        middle = count // 2
-        _pack_slice(events[:middle], into)
-        _pack_slice(events[middle:], into)
+    array = _encode(events)
+    if len(array) > BLOB_BYTES and count > 1:
+        step = -(-count // (len(array) // BLOB_BYTES + 1))
+        for start in range(0, count, step):
+            _pack_slice(events[start : start + step], into)
     else:
-        into.append(Packed(count, items, max(map(_committed_us, events))))
+        into.append(Packed(count, array, max(map(_committed_us, events))))
 
 
 def frame(pieces: Sequence[Packed]) -> bytes:
     """One blob of all the pieces' events, in order."""
+    if len(pieces) == 1:
+        return pieces[0].array
     count = sum(piece.count for piece in pieces)
-    return b"".join((_header(count), *(piece.items for piece in pieces)))
+    return b"".join((_header(count), *(memoryview(piece.array)[_header_bytes(piece.count) :] for piece in pieces)))
 
 
 def unframe(blob: bytes) -> tuple[CustomerEvent, ...]:
     """Inverse of frame. Raises msgspec.DecodeError or msgspec.ValidationError when the bytes are no such array."""
     return _decode(blob)
-
-
-def encoded_bytes(events: Sequence[CustomerEvent]) -> int:
-    """Size of the events as stored, without the header."""
-    return sum(len(piece.items) for piece in pack(events))
 
 
 def _header_bytes(count: int) -> int:

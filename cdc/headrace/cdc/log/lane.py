@@ -13,7 +13,7 @@ import msgspec
 from headrace.cdc.event import CustomerEvent
 
 
-class Chunk(msgspec.Struct, frozen=True):
+class Chunk(msgspec.Struct, gc=False, frozen=True):
     """Consecutive events of one append. bytes: their encoded size. newest_us: largest committed_us."""
 
     first_offset: int

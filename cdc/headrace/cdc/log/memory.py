@@ -199,6 +199,6 @@ def _chunks(first_offset: int, events: list[CustomerEvent]) -> list[Chunk]:
     chunks: list[Chunk] = []
     at = 0
     for piece in pack(events):
-        chunks.append(Chunk(first_offset + at, tuple(events[at : at + piece.count]), len(piece.items), piece.newest_us))
+        chunks.append(Chunk(first_offset + at, tuple(events[at : at + piece.count]), len(piece.array), piece.newest_us))
         at += piece.count
     return chunks

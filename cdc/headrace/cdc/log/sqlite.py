@@ -48,8 +48,10 @@ class SQLiteLogConfig(Section, frozen=True):
     )
     retention: Annotated[
         Duration | None,
-        Meta(description="Age above which events are dropped once every consumer has read them; null keeps them."),
-    ] = msgspec.field(default_factory=lambda: Duration(7 * 86_400_000_000))
+        Meta(
+            description="Age above which events are dropped once every consumer has read them; null keeps them. Default: 7d."
+        ),
+    ] = msgspec.field(default_factory=lambda: Duration(7 * 86_400_000_000))  # a plain default has no JSON Schema
     max_size: Annotated[
         Size | None,
         Meta(
@@ -195,14 +197,15 @@ class SQLiteLog:
         if not events:
             parts = []
         elif self._identity.partitions == 1:
-            parts = [LanePart(0, self._next[0], tuple(events), pack(events))]
+            held = tuple(events)
+            parts = [LanePart(0, self._next[0], held, pack(held))]
         else:
             parts = self._split(events)
         size = 0
         for part in parts:
             self._next[part.partition] += len(part.events)
             for piece in part.pieces:
-                size += len(piece.items)
+                size += len(piece.array)
         ends: tuple[int, ...] = await self._submit(Append(source, state, parts, tuple(self._next), size))
         return ends
 
@@ -373,7 +376,7 @@ class SQLiteLog:
             for piece in part.pieces:
                 events = part.events if piece.count == len(part.events) else part.events[at : at + piece.count]
                 self._tails.add(
-                    part.partition, Chunk(part.first_offset + at, events, len(piece.items), piece.newest_us)
+                    part.partition, Chunk(part.first_offset + at, events, len(piece.array), piece.newest_us)
                 )
                 at += piece.count
             self._waiters.wake(part.partition)

@@ -33,7 +33,7 @@ _GROUP_BYTES: Final = 4 << 20
 """A transaction takes no further jobs once it holds this much: it bounds the page cache and the wait of the last one in."""
 
 
-class LanePart(msgspec.Struct, frozen=True):
+class LanePart(msgspec.Struct, gc=False, frozen=True):
     """What one append adds to one partition."""
 
     partition: int
@@ -42,7 +42,7 @@ class LanePart(msgspec.Struct, frozen=True):
     pieces: list[Packed]
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, gc=False, frozen=True):
     """ends: of every partition after this append. bytes: encoded size of its events."""
 
     source: str
@@ -52,7 +52,7 @@ class Append(msgspec.Struct, frozen=True):
     bytes: int
 
 
-class SetCursor(msgspec.Struct, frozen=True):
+class SetCursor(msgspec.Struct, gc=False, frozen=True):
     group: str
     partition: int
     cursor: Cursor
@@ -61,7 +61,7 @@ class SetCursor(msgspec.Struct, frozen=True):
 Work: TypeAlias = Append | SetCursor | Trim | Retain
 
 
-class Job(msgspec.Struct):
+class Job(msgspec.Struct, gc=False):
     """One piece of work and who waits for it. result: of a Trim or Retain, set in the transaction."""
 
     work: Work
@@ -220,7 +220,7 @@ class SQLiteWriter:
             execute(
                 "insert or replace into cursor values (?, ?, ?, ?)", (group, partition, cursor.offset, cursor.state)
             )
-        pages = 2 * len(blobs) + len(sources) + len(cursors)
+        pages = len(blobs) + len(sources) + len(cursors)
         for job in jobs:
             work = job.work
             if isinstance(work, Trim):
@@ -250,10 +250,10 @@ class _Run:
 
     def add(self, piece: Packed) -> Iterator[tuple[int, int, int, int, bytes]]:
         """The row that is full before this piece, if one is."""
-        if self._pieces and self._bytes + len(piece.items) > BLOB_BYTES:
+        if self._pieces and self._bytes + len(piece.array) > BLOB_BYTES:
             yield from self.cut()
         self._pieces.append(piece)
-        self._bytes += len(piece.items)
+        self._bytes += len(piece.array)
 
     def cut(self) -> Iterator[tuple[int, int, int, int, bytes]]:
         """The row of what is held, if anything is: id, first_offset, newest_us, crc, events."""

@@ -105,14 +105,13 @@ class Normaliser:
                 if plan.key:
                     values = [image[index] for index in plan.key]
                     if UNCHANGED in values and before is not None:
-                        # A key value stored out of line isn't sent again; the old image then holds it.
-                        values = [
-                            before[index] if value is UNCHANGED else value
-                            for index, value in zip(plan.key, values, strict=True)
-                        ]
+                        values = _filled(values, before, plan.key)
                     key = _known(plan.key_names, tuple(values))
                 if plan.customer is not None:
-                    customer = _customer([image[index] for index in plan.customer])
+                    parts = [image[index] for index in plan.customer]
+                    if UNCHANGED in parts and before is not None:
+                        parts = _filled(parts, before, plan.customer)
+                    customer = _customer(parts)
             op = change.op
             occurred = change.committed_us
             if plan.occurred is not None and image is not None:
@@ -171,6 +170,11 @@ class Normaliser:
         found = (table, _Plan(table, self._events.get(table.name)))
         self._plans[id(table)] = found
         return found
+
+
+def _filled(values: list[Value | Absent], before: Row, indexes: tuple[int, ...]) -> list[Value | Absent]:
+    """A key value stored out of line isn't sent again; the old image then holds it."""
+    return [before[index] if value is UNCHANGED else value for index, value in zip(indexes, values, strict=True)]
 
 
 def _named(columns: tuple[str, ...], row: Row, why: Absent) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     """A source's health for /readyz, /metrics and ``headrace status``.
 
     phase: ``connecting``, ``snapshot``, ``streaming`` or ``stopped``. reason: why it isn't streaming, else "".
-    lag_bytes: WAL the server has but we haven't read, retained_bytes: WAL it keeps for us; None when unknown.
+    position: everything before it is durable in the log; "" before the first append. lag_bytes: WAL the server has beyond it, retained_bytes: WAL it keeps for us; None when unknown.
     """
 
     phase: str

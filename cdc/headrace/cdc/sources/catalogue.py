@@ -209,9 +209,7 @@ select pg_catalog.format('%%s.%%s', n.nspname, c.relname)
 """
 
 
-async def read_catalogue(
-    connection: _Connection, config: PostgresConfig, *, slot: str, publication: str
-) -> Catalogue:
+async def read_catalogue(connection: _Connection, config: PostgresConfig, *, slot: str, publication: str) -> Catalogue:
     """Read everything once. connection: autocommit. Raises psycopg's errors."""
     server = (await _rows(connection, _SERVER))[0]
     oldest = await _rows(connection, _OLDEST_TRANSACTION)

@@ -158,12 +158,7 @@ class ChunkWindow:
 
     def apply(self, chunk: Chunk) -> list[Row] | None:
         """The chunk's rows as of its high mark; None when the table's columns changed meanwhile (read it again)."""
-        unseen = [
-            change
-            for xid, changes in self._transactions
-            if not chunk.visibility.sees(xid)
-            for change in changes
-        ]
+        unseen = [change for xid, changes in self._transactions if not chunk.visibility.sees(xid) for change in changes]
         if any(change.table.columns != chunk.table.columns for change in unseen):
             return None
         if not chunk.table.key:
@@ -337,7 +332,9 @@ def _chunk_query(
     if order:
         key = sql.SQL(", ").join(sql.Identifier(table.columns[index].name) for index in order)
         if again:
-            select += sql.SQL(" where ({}) in ({})").format(key, sql.SQL(", ").join(_row_literal(keys) for keys in again))
+            select += sql.SQL(" where ({}) in ({})").format(
+                key, sql.SQL(", ").join(_row_literal(keys) for keys in again)
+            )
         elif after:
             select += sql.SQL(" where ({}) > {}").format(key, _row_literal(after))
         select += sql.SQL(" order by {} limit {}").format(key, sql.Literal(limit))

@@ -179,7 +179,9 @@ class PostgresSource:
                 try:
                     await self._stream.confirm(self._durable)
                 except SourceUnavailable:
-                    _log.debug("source %s: the last confirmation wasn't sent; the stored state decides anyway", self._name)
+                    _log.debug(
+                        "source %s: the last confirmation wasn't sent; the stored state decides anyway", self._name
+                    )
             await self._stream.close()
             self._stream = None
         for connection in (self._copier, self._admin):
@@ -257,7 +259,9 @@ class PostgresSource:
         if publication is None:
             tables = sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in catalogue.tables)
             await self._admin.execute(
-                sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(name, tables)
+                sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(
+                    name, tables
+                )
             )
             return
         missing = [table for table in catalogue.tables if table.oid not in publication.table_oids]
@@ -305,7 +309,9 @@ class PostgresSource:
             assert row is not None
             if int(str(row[0])) >= border:
                 return
-            self._reason = "waiting for transactions that began before the copy; see pg_stat_activity for who holds one open"
+            self._reason = (
+                "waiting for transactions that began before the copy; see pg_stat_activity for who holds one open"
+            )
             await asyncio.sleep(_RETRY_CHUNK_S)
 
     async def _stream_from(self, lsn: int) -> None:
@@ -607,9 +613,8 @@ class PostgresSource:
         return SourceStatus(
             phase=self._phase,
             reason=self._reason,
-            position="" if state is None else format_lsn(state.lsn),
-            lag_bytes=None if state is None else max(0, self._server_lsn - state.lsn),
+            position=format_lsn(self._durable) if self._durable else "",
+            lag_bytes=None if state is None else max(0, self._server_lsn - self._durable),
             retained_bytes=self._retained_bytes,
             snapshot=snapshot,
         )
-

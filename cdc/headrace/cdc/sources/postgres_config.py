@@ -58,12 +58,12 @@ class PostgresConfig(Section, frozen=True):
         Meta(description="initial: copy existing rows first, while the stream runs; never: changes from now on only."),
     ] = "initial"
     slot: Annotated[
-        str | None,
-        Meta(description="Replication slot; default headrace_<name>, created when missing.", pattern="^[a-z0-9_]{1,63}$"),
+        Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")] | None,
+        Meta(description="Replication slot; default headrace_<name>, created when missing."),
     ] = None
     publication: Annotated[
-        str | None,
-        Meta(description="Publication; default headrace_<name>, created when missing.", min_length=1, max_length=63),
+        Annotated[str, Meta(min_length=1, max_length=63)] | None,
+        Meta(description="Publication; default headrace_<name>, created when missing."),
     ] = None
     heartbeat: Annotated[
         Duration,

@@ -254,7 +254,13 @@ def _publication(catalogue: Catalogue, name: str, source: str) -> Iterator[Findi
     if publication is None:
         not_owned = [table for table in catalogue.tables if not table.is_owned]
         if catalogue.is_standby:
-            yield Finding("publication", "error", where, "is missing, and a standby can't create it", _create(name, catalogue.tables))
+            yield Finding(
+                "publication",
+                "error",
+                where,
+                "is missing, and a standby can't create it",
+                _create(name, catalogue.tables),
+            )
         elif not_owned and not catalogue.is_superuser:
             yield Finding(
                 "publication",
@@ -279,7 +285,8 @@ def _publication(catalogue: Catalogue, name: str, source: str) -> Iterator[Findi
             "publication-tables",
             "info" if can_add and not catalogue.is_standby else "error",
             where,
-            f"lacks {_names(missing)}" + ("; headrace adds them" if can_add else f", and role {catalogue.user} can't add them"),
+            f"lacks {_names(missing)}"
+            + ("; headrace adds them" if can_add else f", and role {catalogue.user} can't add them"),
             f"alter publication {_quoted(name)} add table {', '.join(_qualified(table) for table in missing)};",
         )
     if publication.lacks:

@@ -47,7 +47,10 @@ class Contribution(msgspec.Struct, gc=False):
 
 
 class ViewWrite(msgspec.Struct, gc=False):
-    """All that one flush changes in one view. contributions: by source row key, None removes."""
+    """All that one flush changes in one view.
+
+    entities: each key at most once. contributions: by source row key, None removes.
+    """
 
     view: ViewSpec
     entities: Sequence[EntityWrite]
@@ -97,7 +100,12 @@ class OnlineStore(Protocol):
         ...
 
     async def write(self, writes: Sequence[ViewWrite]) -> None:
-        """Everything or nothing, durable on return."""
+        """Everything or nothing, durable on return. writes: each view at most once.
+
+        Raises StoreConflict (retry: start from the stored checkpoint) when a view's stored checkpoint is neither the one this
+        object last read or wrote nor the new one, or when offsets of the same spec and log would go back; StoreRefused
+        (stop) when a value or key doesn't fit its declared type.
+        """
         ...
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:

@@ -123,9 +123,7 @@ class MemoryStore:
             kept.checkpoint = encode_checkpoint(write.checkpoint)
             self._fence.note(write.view, kept.checkpoint)
 
-    async def read(
-        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
-    ) -> list[FeatureRow | None]:
+    async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         rows, codec = self._of(view).rows, codec_of(view)
         fields = [codec.field(name) for name in features]
         found: list[FeatureRow | None] = []

@@ -41,7 +41,6 @@ from headrace.features.store.fence import Fence, decode_checkpoint, encode_check
 from headrace.features.store.redisscript import (
     READ,
     Names,
-    names_of,
     pack_flush,
     unpack_contribution,
     unpack_layout,
@@ -57,8 +56,17 @@ _READ_CHUNK: Final = 1000
 
 _SCAN_COUNT: Final = 1000
 
-_PASSING: Final = frozenset({"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"})
+_PASSING: Final = frozenset(
+    {"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"}
+)
 """Error replies that the server or its operator may end without any change here."""
+
+_CODES: Final[dict[type[Exception], str]] = {
+    exceptions.OutOfMemoryError: "OOM",
+    exceptions.ReadOnlyError: "READONLY",
+    exceptions.ExecAbortError: "EXECABORT",
+}
+"""Code words that redis-py takes off an error's text."""
 
 _DROPPING: Final = Checkpoint(spec_hash="", generation="", offsets=(), log_time_us=0)
 """Stored while a view is being dropped: no definition has this hash, so a drop cut short is seen and done again."""
@@ -124,6 +132,8 @@ class RedisStore:
         self._key_ttl_s = None if config.key_ttl is None else max(1, config.key_ttl.us // 1_000_000)
         self._fence = Fence()
         self._pool: Any = None
+        self._client_on_pool: Any = None
+        self._names_by_view: dict[str, Names] = {}
         self._feature_names: dict[tuple[bytes, bytes], str] = {}
         """(key prefix, hashed field) -> ``view:feature``: two features that share both would overwrite each other."""
 
@@ -134,11 +144,10 @@ class RedisStore:
     async def open(self) -> None:
         if self._pool is not None:
             raise RuntimeError("the store is open already")
-        pool = _ConnectionPool.from_url(
-            self._config.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
+        pool = _ConnectionPool.from_url(self._config.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         pool.connection_kwargs["decode_responses"] = False  # the URL's parameters can't turn bytes into text
         self._pool = pool
+        self._client_on_pool = redis_asyncio.Redis(connection_pool=pool)
         self._fence = Fence()
         try:
             async with self._client() as client:
@@ -189,9 +198,8 @@ class RedisStore:
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         if not writes:
             return
-        for write in writes:
-            self._watch_names(write.view)
-        commands = pack_flush(writes, self._fence, project=self.project, key_ttl_s=self._key_ttl_s)
+        names = [self._names(write.view) for write in writes]
+        commands = pack_flush(writes, names, self._fence, key_ttl_s=self._key_ttl_s)
         async with self._told():
             replies = await self._run(commands)
         for reply in replies:
@@ -202,9 +210,7 @@ class RedisStore:
         for write in writes:
             self._fence.note(write.view, encode_checkpoint(write.checkpoint))
 
-    async def read(
-        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
-    ) -> list[FeatureRow | None]:
+    async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         codec, names = codec_of(view), self._names(view)
         fields = [codec.field(name) for name in features]
         places = [view.fields.index(field) for field in fields]
@@ -312,11 +318,17 @@ class RedisStore:
                 return
 
     def _names(self, view: ViewSpec) -> Names:
-        return names_of(self.project, view)
+        """The view's names, made and checked once for each definition. Raises DefinitionError as _check_names does."""
+        names = self._names_by_view.get(view.name)
+        if names is None or (names.view is not view and names.view != view):
+            names = Names(self.project, view)
+            self._check_names(names)
+            self._names_by_view[view.name] = names
+        return names
 
-    def _watch_names(self, view: ViewSpec) -> None:
-        prefix = codec_of(view).key_prefix
-        for field, hashed in zip(view.fields, self._names(view).features, strict=True):
+    def _check_names(self, names: Names) -> None:
+        view, prefix = names.view, codec_of(names.view).key_prefix
+        for field, hashed in zip(view.fields, names.features, strict=True):
             mine = f"{view.name}:{field.name}"
             other = self._feature_names.setdefault((prefix, hashed), mine)
             if other != mine:
@@ -342,9 +354,9 @@ class RedisStore:
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncGenerator[Any]:
         """A client on the pool; its errors become ours."""
-        client: Any = redis_asyncio.Redis(connection_pool=self._open_pool())
+        self._open_pool()
         async with self._told():
-            yield client
+            yield self._client_on_pool
 
     @contextlib.asynccontextmanager
     async def _told(self) -> AsyncGenerator[None]:
@@ -356,10 +368,10 @@ class RedisStore:
                 advice="correct user and password in features.store.url; the user needs +@hash +@sortedset +@scripting +@keyspace",
             ) from error
         except exceptions.ResponseError as error:
-            word = re.match(r"-?([A-Z]{2,})\b", str(error))
-            code = word[1] if word else type(error).__name__
+            word = re.match(r"[A-Z]{2,}\b", str(error))
+            code = _CODES.get(type(error)) or (word[0] if word else type(error).__name__)
             said = f"Redis at {self._config.place} refused a command ({code})"
-            if code in _PASSING or isinstance(error, _PASSING_CLASSES):
+            if code in _PASSING:
                 raise StoreError(said, advice="look at the server: memory (maxmemory), disk, role, loading") from error
             raise StoreRefused(said, advice="look whether other programs use headrace's keys on that server") from error
         except (exceptions.RedisError, OSError) as error:
@@ -367,10 +379,6 @@ class RedisStore:
                 f"Redis at {self._config.place} doesn't answer ({type(error).__name__})",
                 advice="check that the server is up and that features.store.url names it",
             ) from error
-
-
-_PASSING_CLASSES: Final = (exceptions.ReadOnlyError, exceptions.OutOfMemoryError, exceptions.ExecAbortError)
-"""Replies whose code word redis-py takes off the text."""
 
 
 def _after(prefix: bytes) -> bytes:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -133,6 +132,7 @@ class Names:
     """
 
     def __init__(self, project: str, view: ViewSpec) -> None:
+        self.view = view
         self.project = project.encode()
         self.features = tuple(redis_field(view.name, field.name) for field in view.fields)
         self.time = f"_ts:{view.name}".encode()
@@ -140,7 +140,7 @@ class Names:
         self.fields = (*self.features, self.time, self.state)
         private = f"_hr:{project}:{view.name}:".encode()
         self.checkpoint = private + b"checkpoint"
-        """Hash: ``checkpoint`` (JSON array) and ``layout`` (see pack_layout)."""
+        """Hash: ``checkpoint`` (JSON array) and ``layout`` (see layout)."""
         self.due = private + b"due"
         """Sorted set: entity key by due_us."""
         self.rows = private + b"rows"
@@ -148,25 +148,15 @@ class Names:
         self.of = private + b"of"
         """Sorted set, all scores 0: entity key + source row key, for ZRANGEBYLEX. No entity key is another one's start."""
         self.keys = (self.checkpoint, self.due, self.rows, self.of)
-
-
-@lru_cache(maxsize=1024)
-def names_of(project: str, view: ViewSpec) -> Names:
-    """The view's names, made once."""
-    return Names(project, view)
-
-
-def pack_layout(view: ViewSpec, project: str) -> bytes:
-    """What a later definition needs to clean up after this one: msgpack [key prefix, [field, ...]]."""
-    return _msgpack.encode((codec_of(view).key_prefix, names_of(project, view).fields))
+        self.layout = msgspec.msgpack.encode((codec_of(view).key_prefix, self.fields))
+        """What a later definition needs to clean up after this one: msgpack [key prefix, [field, ...]]."""
 
 
 def unpack_layout(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """Inverse of pack_layout. Raises msgspec.MsgspecError on other bytes."""
+    """What Names.layout packs. Raises msgspec.MsgspecError on other bytes."""
     return _layout_decoder.decode(data)
 
 
-_msgpack: Final = msgspec.msgpack.Encoder()
 _layout_decoder: Final = msgspec.msgpack.Decoder(tuple[bytes, tuple[bytes, ...]])
 
 
@@ -182,13 +172,14 @@ def unpack_contribution(data: bytes) -> tuple[bytes, bytes]:
 
 
 def pack_flush(
-    writes: Sequence[ViewWrite], fence: Fence, *, project: str, key_ttl_s: int | None
+    writes: Sequence[ViewWrite], names: Sequence[Names], fence: Fence, *, key_ttl_s: int | None
 ) -> list[tuple[bytes, ...]]:
     """The EVAL commands of one flush, to be run in order inside one MULTI/EXEC when there are several.
 
+    names: of each write's view, all of one project.
     Raises StoreRefused, naming the field, for a value or key that doesn't fit its declared type.
     """
-    heads = [_ViewHead(write, fence, project) for write in writes]
+    heads = [_ViewHead(write, own, fence) for write, own in zip(writes, names, strict=True)]
     chunks = [_Chunk(len(heads))]
     for place, write in enumerate(writes):
         codec = codec_of(write.view)
@@ -209,24 +200,25 @@ def pack_flush(
             chunks[-1].add_contribution(place, row_key, value)
             if chunks[-1].is_full():
                 chunks.append(_Chunk(len(heads)))
-    start = (b"%d" % len(project.encode()),)
+    project = b"%d" % len(names[0].project)
     ttl = b"" if key_ttl_s is None else b"%d" % key_ttl_s
     return [
-        chunk.command(heads, (*start, b"1" if chunk is chunks[-1] else b"0", ttl, b"%d" % len(heads))) for chunk in chunks
+        chunk.command(heads, (project, b"1" if chunk is chunks[-1] else b"0", ttl, b"%d" % len(heads)))
+        for chunk in chunks
     ]
 
 
 class _ViewHead:
     """What every EVAL of a flush says of one view."""
 
-    def __init__(self, write: ViewWrite, fence: Fence, project: str) -> None:
-        self.names = names_of(project, write.view)
+    def __init__(self, write: ViewWrite, names: Names, fence: Fence) -> None:
+        self.names = names
         if fence.knows(write.view):
             known = fence.expected(write.view)
             expected = _ABSENT if known is None else known
         else:
             expected = _UNKNOWN
-        self.fence = (expected, encode_checkpoint(write.checkpoint), pack_layout(write.view, project))
+        self.fence = (expected, encode_checkpoint(write.checkpoint), names.layout)
         self.fields = (b"%d" % len(self.names.fields), *self.names.fields)
 
 

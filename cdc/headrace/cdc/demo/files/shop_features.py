@@ -33,5 +33,5 @@ product_sales = FeatureView(
     entity=product,
     source=Table("shop.order_items"),
     event_time="added_at",
-    features=[sum_("quantity", Int64, over="1m", name="units"), sum_("quantity", Int64, name="units_ever")],
+    features=[sum_("quantity", Int64, over="1m", name="units_1m"), sum_("quantity", Int64, name="units_ever")],
 )
