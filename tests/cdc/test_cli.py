@@ -176,7 +176,12 @@ sys.exit(cli.main(["write"]))
     os.close(reading)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONUNBUFFERED": ""},  # buffered as a person's is, so that the flush is what fails
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     finally:
         os.close(writing)
