@@ -146,7 +146,7 @@ class Process:
 
 async def until(done: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not done():  # noqa: ASYNC110 - a poll of our own state, not a guess of a duration
+        while not done():
             await asyncio.sleep(0.001)
 
 

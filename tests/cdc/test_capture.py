@@ -47,7 +47,7 @@ class Bench:
     async def until(self, done: Callable[[], bool]) -> None:
         """Let the loop turn until ``done`` says so."""
         async with asyncio.timeout(DEADLINE_S):
-            while not done():  # noqa: ASYNC110 - a poll of our own state, not a guess of a duration
+            while not done():
                 await asyncio.sleep(0)
 
     async def settle(self) -> None:
