@@ -67,7 +67,7 @@ def _mutated(frames: list[bytes], chance: random.Random) -> list[bytes]:
     frames = list(frames)
     for _ in range(chance.randint(1, 3)):
         at = chance.randrange(len(frames))
-        frame = bytearray(frames[at])
+        frame = bytearray(frames[at]) or bytearray(b"w")  # a former fault may have left it empty
         where = chance.randrange(len(frame)) if chance.random() < 0.3 else min(len(frame) - 1, chance.randrange(1, 90))
         fault = chance.randrange(9)
         if fault == 0:
