@@ -162,7 +162,8 @@ class Simulator:
             )
         else:
             # A payment that failed: nothing of it may ever be seen.
-            connection.execute("update shop.orders set total = total * 1000")
+            order = self._rng.choice(self._open)
+            connection.execute("update shop.orders set total = total * 1000 where id = %s", [order])
             connection.rollback()
             return
         connection.commit()

@@ -34,6 +34,7 @@ _PINNED = {
     "row_security": "off",
 }
 _CONNECT_TIMEOUT_S = 10
+_SHORTEST_HEARTBEAT_US = 50_000
 
 
 class PostgresConfig(Section, frozen=True):
@@ -69,6 +70,10 @@ class PostgresConfig(Section, frozen=True):
         Duration,
         Meta(description="While nothing changes, log time and the confirmed position move on this often."),
     ] = msgspec.field(default_factory=lambda: Duration.parse("1s"))
+
+    def __post_init__(self) -> None:
+        if self.heartbeat.us < _SHORTEST_HEARTBEAT_US:
+            raise ValueError("heartbeat must be at least 50ms: each one is a log transaction")
 
     def __repr__(self) -> str:
         return f"PostgresConfig({safe_name(self.dsn)}, tables={self.tables!r})"
