@@ -124,7 +124,8 @@ class RedisServer:
     def start(self) -> None:
         self.process = subprocess.Popen(
             [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
-            + ["--appendonly", "yes" if self.append_only else "no"],
+            # always: under everysec a busy disk makes Redis answer before it has written, for up to two seconds.
+            + (["--appendonly", "yes", "--appendfsync", "always"] if self.append_only else ["--appendonly", "no"]),
             stdout=subprocess.DEVNULL,
         )
         end = time.monotonic() + 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +24,10 @@ from headrace.cdc.event import Change
 WIRE = Path(__file__).parent / "wire"
 MAJORS = (15, 18)
 
-compiled: ModuleType | None = None if str(installed.__file__).endswith(".py") else installed
+_SOURCE = Path(str(installed.__file__)).with_name("pgoutput.py")
 
 
-def _pure() -> ModuleType:
-    source = Path(str(installed.__file__)).with_name("pgoutput.py")
-    loader = SourceFileLoader("headrace_pgoutput_pure", str(source))
+def _loaded(loader: SourceFileLoader | ExtensionFileLoader) -> ModuleType:
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,7 +35,16 @@ def _pure() -> ModuleType:
     return module
 
 
-pure: ModuleType = _pure()
+def _compiled() -> ModuleType | None:
+    """The compiled build, also where the run chose the other one (HEADRACE_PURE=1); None when there is none."""
+    if not str(installed.__file__).endswith(".py"):
+        return installed
+    built = [path for suffix in EXTENSION_SUFFIXES for path in _SOURCE.parent.glob(f"pgoutput{suffix}")]
+    return _loaded(ExtensionFileLoader(installed.__name__, str(built[0]))) if built else None
+
+
+compiled: ModuleType | None = _compiled()
+pure: ModuleType = _loaded(SourceFileLoader("headrace_pgoutput_pure", str(_SOURCE)))
 
 
 @pytest.fixture(params=["compiled", "pure"])

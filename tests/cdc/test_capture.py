@@ -280,7 +280,11 @@ async def test_stopping_twice_does_not_wait_for_a_log_that_hangs() -> None:
 async def test_stopping_during_a_pause_is_at_once() -> None:
     bench = Bench(ScriptedSource([SourceUnavailable("gone", source="shop")]))
     hold = asyncio.Event()
-    bench.capture._pause = lambda seconds: hold.wait()  # type: ignore[assignment,return-value]
+
+    async def pause(seconds: float) -> None:
+        await hold.wait()
+
+    bench.capture._pause = pause  # pyright: ignore[reportPrivateUsage]
     async with bench.running() as task:
         await bench.until(lambda: bench.capture.trouble == "gone")
         await bench.settle()

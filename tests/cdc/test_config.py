@@ -181,7 +181,7 @@ def test_the_message_counts_and_the_paragraph_lists() -> None:
         parse({"a": 1, "b": 2, "sources": {}}, folder=Path(), name="shop.yaml", environ={})
     assert raised.value.message == "shop.yaml has 3 problems"
     assert raised.value.paragraph().startswith("shop.yaml has 3 problems:\n  a: unknown key")
-    with pytest.raises(ConfigError, match="has 1 problem$"):
+    with pytest.raises(ConfigError, match=r"has 1 problem$"):
         parse({"sources": {}}, folder=Path(), environ={})
 
 
@@ -231,7 +231,7 @@ def test_sizes_have_units(text: str, size: int) -> None:
     assert Size.parse(text).bytes == size
 
 
-@pytest.mark.parametrize("text", ["", "5", "s", "-5s", "5 weeks", "5S", "1e3s", "5s5s", "٥s"])
+@pytest.mark.parametrize("text", ["", "5", "s", "-5s", "5 weeks", "5S", "1e3s", "5s5s", "\u0665s"])
 def test_a_number_without_a_known_unit_is_neither(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         Duration.parse(text)

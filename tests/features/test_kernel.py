@@ -281,3 +281,29 @@ async def test_without_an_event_time_a_row_stands_at_its_last_change(tmp_path: P
         pass
     assert await made.row(1) == {"count_1m": 1}
     assert await made.event_time_us(1) == later
+
+
+async def test_a_replayed_change_never_brings_back_what_a_later_one_moved(tmp_path: Path) -> None:
+    made = await bench(tmp_path, 'FeatureView("v", entity=customer, source=orders, features=[count()])')
+    insert = order(1, "a", START_US)
+    await made.apply(insert, order(1, "a", START_US, op="update", customer_id=2))
+    made.store._views["v"].checkpoint = None
+    made.lane.offset = 0
+    await made.apply(insert)  # the update will come again too, but readers look meanwhile
+    assert await made.row(1) is None
+    assert await made.row(2) == {"count": 1}
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_entity_that_lost_all_rows_begins_anew(tmp_path: Path, together: bool) -> None:
+    made = await bench(tmp_path, LATEST)
+    old_us = START_US - HOUR_US
+    events = [
+        order(1, "a", START_US),
+        row_event("delete", committed_us=START_US, before={"id": 1}),
+        order(2, "b", old_us),
+    ]
+    for batch in [events] if together else [[event] for event in events]:
+        await made.apply(*batch)
+    assert await made.event_time_us(1) == old_us
+    assert (await made.row(1) or {})["status"] == "b"

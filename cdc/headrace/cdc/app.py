@@ -1,7 +1,7 @@
 """The one composition root: configuration in, a running process out.
 
-Everything that lives long is a task of one TaskGroup. A failing capture stops the process (rather than skip, P8); a failing consumer is
-started again and never disturbs capture or another consumer.
+Everything that lives long is a task of one TaskGroup. A failing capture stops the process (rather than skip, P8); a failing consumer
+is started again, or stays stopped and is shown in /readyz, and never disturbs capture or another consumer.
 """
 
 from __future__ import annotations
@@ -131,6 +131,10 @@ class Application:
                     _log.error("consumer %s stopped: %s", consumer.name, error.paragraph())
                     return
                 reason = error.message
+            except Exception as error:  # noqa: BLE001 - a consumer's defect is its own: capture and the others go on
+                self._troubles[consumer.name] = f"stopped by a defect ({type(error).__name__}); see the process's log"
+                _log.exception("consumer %s stopped by a defect: please report it", consumer.name)
+                return
             if time.monotonic() - began > _LONGEST_PAUSE_S:
                 attempt = 0
             pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)

@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"headrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     # Only the asked command is imported: a start costs what that command needs, and --help needs them all.
-    asked = next((word for word in words if word in points), None)
-    needed = [asked] if asked is not None else [] if "--version" in words else sorted(points)
+    asked = next((word for word in words if not word.startswith("-")), "")
+    needed = [asked] if asked in points else [] if "--version" in words else sorted(points)
     loaded: dict[str, Command] = {}
     for name in needed:
         command = _load(points[name])
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         command.configure(commands.add_parser(name, help=command.help, description=command.help))
     arguments = parser.parse_args(words)
     try:
-        return loaded[arguments.command].run(arguments)
+        code = loaded[arguments.command].run(arguments)
+        sys.stdout.flush()  # here a closed pipe is caught; at exit Python would complain
+        return code
     except HeadraceError as error:
         print(f"headrace {arguments.command}: {error.paragraph()}", file=sys.stderr)
         return error.exit_code

@@ -186,7 +186,12 @@ class EntityState:
 
     def due_us(self) -> int | None:
         """The next log time at which a feature changes by itself."""
-        return min((due for track in self.tracks if (due := track.due_us()) is not None), default=None)
+        earliest: int | None = None
+        for track in self.tracks:
+            due = track.due_us()
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        return earliest
 
     def values(self) -> tuple[FeatureValue, ...]:
         """The features, in the view's order; a value of the newest row that can't be read as its type is null."""

@@ -98,6 +98,8 @@ class Track:
         hop_us = self._plan.hop_us
         high = now_us // hop_us
         was_high = self._high
+        if high == was_high:
+            return  # a window is a whole number of hops: its two ends move at the same time
         self._high = high
         entering: list[int] = []
         if self._future is not None and self._future <= high:
@@ -134,25 +136,26 @@ class Track:
     def due_us(self) -> int | None:
         """The next log time at which a total changes by itself; None when none will."""
         hop_us = self._plan.hop_us
-        times = [
-            oldest * hop_us + length_us
-            for oldest, length_us in zip(self._first, self._plan.lengths_us, strict=True)
-            if oldest is not None
-        ]
-        if self._future is not None:
-            times.append(self._future * hop_us)
-        return min(times, default=None)
+        due: int | None = None if self._future is None else self._future * hop_us
+        for window, oldest in enumerate(self._first):
+            if oldest is not None:
+                leaves_us = oldest * hop_us + self._plan.lengths_us[window]
+                if due is None or leaves_us < due:
+                    due = leaves_us
+        return due
 
     def encode(self) -> bytes:
         """One msgpack array of ``[index, slot, ...]``, oldest tile first."""
         packed = self._packed
-        parts: list[bytes] = []
-        for index in sorted(self._tiles):
-            part = packed.get(index)
-            if part is None:
-                part = packed[index] = _pack([index, *map(pack_slot, self._plan.slots, self._tiles[index])])
-            parts.append(part)
-        return b"\xdd" + len(parts).to_bytes(4, "big") + b"".join(parts)  # msgpack: array 32
+        tiles = self._tiles
+        if len(packed) < len(tiles):
+            # Only what has changed since: an entity that is written often has one tile to pack, of all its hundred.
+            slots = self._plan.slots
+            for index, tile in tiles.items():
+                if index not in packed:
+                    packed[index] = _pack([index, *map(pack_slot, slots, tile)])
+        body = b"".join([packed[index] for index in sorted(tiles)])
+        return b"\xdd" + len(tiles).to_bytes(4, "big") + body  # msgpack: array 32
 
     @classmethod
     def decode(cls, plan: TrackPlan, data: bytes, now_us: int) -> Track:
@@ -171,7 +174,9 @@ class Track:
 
 def pack_slot(how: Pack, amount: int) -> Any:
     """A slot in msgpack's types: an int, or ``[shift, int]`` without the zeros at its end; bytes where 64 bits don't hold it."""
-    if amount == 0 or how is Pack.PLAIN:
+    if amount == 0:
+        return 0
+    if how is Pack.PLAIN:
         return _small(amount)
     if how is Pack.DOUBLE:
         shift = (amount & -amount).bit_length() - 1

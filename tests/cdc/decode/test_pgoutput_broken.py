@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,14 @@ def _context(frames: list[bytes], index: int) -> list[bytes]:
     return [frame for frame in frames[:begin] if frame[25:26] in (b"R", b"Y")] + frames[begin:index]
 
 
+def _is_refused(decoder: Any, frame: bytes, source: Corpus) -> bool:
+    try:
+        feed_all(decoder, [frame], source)
+    except DecodeError:
+        return True
+    return False
+
+
 def _cuts(size: int) -> list[int]:
     """Every place to cut a frame; of the inside of long values only some."""
     return sorted({*range(min(size, 180)), *range(0, size, 97), *range(max(0, size - 30), size)})
@@ -37,9 +46,8 @@ def test_a_frame_cut_at_any_byte_is_an_error_and_never_a_row(pgoutput: ModuleTyp
             decoder = pgoutput.PgOutputDecoder("t-", {}, dict(source.primary_keys), {})
             feed_all(decoder, context, source)
             done = len(decoder.transactions)
-            with pytest.raises(DecodeError):
-                feed_all(decoder, [frame[:cut]], source)
-                pytest.fail(f"frame {index} of Postgres {major} cut to {cut} of {len(frame)} bytes was taken")
+            told = f"frame {index} of Postgres {major}, cut to {cut} of {len(frame)} bytes"
+            assert _is_refused(decoder, frame[:cut], source), told
             assert len(decoder.transactions) == done
 
 
@@ -50,9 +58,8 @@ def test_bytes_behind_a_message_are_an_error(pgoutput: ModuleType, major: int) -
         for extra in (b"\0", b"n", b"\xff" * 9):
             decoder = pgoutput.PgOutputDecoder("t-", {}, dict(source.primary_keys), {})
             feed_all(decoder, _context(source.frames, index), source)
-            with pytest.raises(DecodeError):
-                feed_all(decoder, [frame + extra], source)
-                pytest.fail(f"frame {index} of Postgres {major} with {len(extra)} more bytes was taken")
+            told = f"frame {index} of Postgres {major}, with {len(extra)} more bytes"
+            assert _is_refused(decoder, frame + extra, source), told
 
 
 def _mutated(frames: list[bytes], chance: random.Random) -> list[bytes]:
@@ -96,10 +103,11 @@ def _both(source: Corpus, frames: list[bytes], told: str) -> str:
 
 def _mutate_many(seed: int, rounds: int) -> None:
     chance = random.Random(seed)
+    sources = [corpus(major) for major in fix_wire.MAJORS]
     errors = 0
     source = corpus(fix_wire.MAJORS[0])
     for number in range(rounds):
-        source = corpus(chance.choice(fix_wire.MAJORS)) if number % 50 == 0 else source
+        source = chance.choice(sources)
         told = f"seed {seed}, round {number}"
         try:
             errors += bool(_both(source, _mutated(source.frames, chance), told))

@@ -197,15 +197,18 @@ def _wait_until(done: Callable[[], bool], deadline_s: float, process: subprocess
 
 
 def _how(url: str, folder: Path, dsn: str) -> list[tuple[str, str]]:
-    here = f"cd {folder} && SHOP_DSN='{dsn}'"
+    programs = Path(sys.executable).parent
+    feast = (
+        "from feast import FeatureStore; print(FeatureStore('.').get_online_features("
+        "features=['customer_orders:orders_1m', 'customer_orders:spent_ever'], "
+        "entity_rows=[{'customer_id': 1}]).to_dict())"
+    )
     return [
         ("one customer's features:", f"curl -s '{url}/v1/features/customer_orders?customer_id=1'"),
         ("every change as it is committed:", f"curl -sN '{url}/v1/stream'"),
         (
-            "the stock Feast SDK (pip install 'headrace[feast]'):",
-            f'{here} headrace features apply && python -c "from feast import FeatureStore; '
-            "print(FeatureStore('.').get_online_features(features=['customer_orders:orders_1m', 'customer_orders:spent_ever'], "
-            "entity_rows=[{'customer_id': 1}]).to_dict())\"",
+            f"the stock Feast SDK ({programs}/pip install 'feast>=0.67,<1' comes first):",
+            f"cd {folder} && SHOP_DSN='{dsn}' {programs}/headrace features apply && {programs}/python -c \"{feast}\"",
         ),
     ]
 
