@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -150,3 +151,17 @@ def test_the_hash_changes_with_what_decides_the_values_and_with_nothing_else(tmp
     ]
     assert {digest(text) for text in same} == {plain}
     assert len({plain, *map(digest, other)}) == len(other) + 1
+
+
+def test_an_edit_right_after_a_load_counts_and_no_bytecode_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "f.py"
+    hashes: set[str] = set()
+    for hop in ("10m", "15m"):
+        path.write_text(DEFINITIONS.replace('hop="5m"', f'hop="{hop}"'))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+        hashes.add(load_definitions(path)[0].spec.spec_hash)
+    assert len(hashes) == 2
+    assert not (tmp_path / "__pycache__").exists()

@@ -7,7 +7,9 @@ import itertools
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any, cast
 
 from headrace.cdc.errors import DefinitionError
@@ -47,10 +49,19 @@ def load_definitions(path: Path) -> tuple[CompiledView, ...]:
     return tuple([view.compile() for view in views])
 
 
+class _Uncached(SourceFileLoader):
+    """Compiles the file each time: bytecode kept in ``__pycache__`` is told apart by whole seconds and size only, so that
+    an edit right after a load could be passed over, and a user's folder is no place to write to.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run(path: Path) -> dict[str, Any]:
     name = f"headrace_definitions_{next(_numbers)}"
     folder = str(path.parent)
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
