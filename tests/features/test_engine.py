@@ -219,6 +219,31 @@ async def test_windows_empty_without_any_event_when_heartbeats_move_log_time(def
         assert row.event_time_us == START_US, "decay is no event of the customer"
 
 
+class DeafStore(MemoryStore):
+    """Hears of a cancellation and goes on, as asyncio.wait_for of Python 3.11 does when the answer comes at the same moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = asyncio.Event()
+
+    async def write(self, writes: Sequence[ViewWrite]) -> None:
+        await super().write(writes)
+        self.is_writing.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def test_a_stop_that_a_write_swallows_still_ends_the_engine(definitions: Path) -> None:
+    log, store = SlicedLog(), DeafStore()
+    task = asyncio.create_task(make_engine(load_definitions(definitions), store, log).run())
+    await log.add(*random_life(1, 5).events)
+    async with asyncio.timeout(20):
+        await store.is_writing.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    assert task.cancelled()
+
+
 class WatchedStore(MemoryStore):
     """Remembers in which order entities were written."""
 

@@ -123,8 +123,13 @@ class FeatureEngine:
             await store.open()
             await self._begin(store)
             self._store = store
-            while True:
+            task = asyncio.current_task()
+            assert task is not None
+            # Asked, and not only waited for: under Python 3.11 a write to Redis may swallow the one cancellation there is
+            # (asyncio.wait_for, when the answer comes at the same moment).
+            while not task.cancelling():
                 await self.turn()
+            raise asyncio.CancelledError
         finally:
             self._store = None
             self._main = None
