@@ -48,6 +48,8 @@ class ReplicationStream:
         self._was_behind = False
         self._confirmed = 0
         self._waiting: asyncio.Future[None] | None = None
+        self._watched: int | None = None
+        """The socket, while the loop watches it for input: from one wait to the next, since arming it anew costs two system calls."""
 
     async def start(self, slot: str, lsn: int, publication: str) -> None:
         """Begin to stream after ``lsn``. Raises psycopg's error when the server refuses."""
@@ -94,6 +96,7 @@ class ReplicationStream:
                     length, data = pg.get_copy_data(1)
                     if length <= 0:
                         if length < 0:
+                            self._unwatch()
                             raise self._ended()
                         break
                     frames.append(bytes(data))
@@ -101,6 +104,7 @@ class ReplicationStream:
                 if len(frames) - before < 8:
                     break
         except psycopg.OperationalError as error:
+            self._unwatch()  # libpq has closed the socket: its number may soon be another file's
             if frames:
                 return frames  # what came before the break is whole; the next read reports the break
             raise SourceUnavailable(
@@ -147,39 +151,43 @@ class ReplicationStream:
 
     async def close(self) -> None:
         """End the stream and the connection; closing twice is fine."""
+        self._unwatch()
         await self._connection.close()
 
     async def _flush(self) -> None:
         while self._pg.flush():
-            await self._ready(writable=True, timeout_s=None)
+            loop, socket = asyncio.get_running_loop(), self._pg.socket
+            loop.add_writer(socket, self.wake)
+            try:
+                await self._readable(None)
+            finally:
+                loop.remove_writer(socket)
 
-    async def _readable(self, timeout_s: float | None) -> bool:
-        return await self._ready(writable=False, timeout_s=timeout_s)
-
-    async def _ready(self, *, writable: bool, timeout_s: float | None) -> bool:
+    async def _readable(self, timeout_s: float | None) -> None:
+        """Wait for input, for a wake, or until timeout_s is over."""
         loop = asyncio.get_running_loop()
-        socket = self._pg.socket
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        self._waiting = ready
-        loop.add_reader(socket, wake)
-        if writable:
-            loop.add_writer(socket, wake)
+        self._waiting = ready = loop.create_future()
+        if self._watched is None:
+            self._watched = self._pg.socket
+            loop.add_reader(self._watched, self._on_input)
+        timer = None if timeout_s is None else loop.call_later(timeout_s, self.wake)
         try:
-            async with asyncio.timeout(timeout_s):
-                await ready
-            return True
-        except TimeoutError:
-            return False
+            await ready
         finally:
             self._waiting = None
-            loop.remove_reader(socket)
-            if writable:
-                loop.remove_writer(socket)
+            if timer is not None:
+                timer.cancel()
+
+    def _on_input(self) -> None:
+        if self._waiting is None:
+            self._unwatch()  # nobody reads just now: the loop would tell us again and again
+        else:
+            self.wake()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
 
 
 def _first_line(error: Exception) -> str:
