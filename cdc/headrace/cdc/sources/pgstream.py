@@ -26,6 +26,8 @@ _BEHIND_FRAMES = 256
 _GULP_FRAMES = 4096
 """At most so many frames a read, so that the event loop gets its turn; about 1 MiB of ordinary rows."""
 _GULP_BYTES = 4 << 20
+_ANSWER_S = 30.0
+"""A server that takes no byte, or doesn't answer START_REPLICATION, for so long is behind a dead link."""
 
 
 class ReplicationStream:
@@ -48,6 +50,8 @@ class ReplicationStream:
         self._was_behind = False
         self._confirmed = 0
         self._waiting: asyncio.Future[None] | None = None
+        self.heard_at = 0.0
+        """Monotonic time when bytes last came, be it only a part of a long message."""
 
     async def start(self, slot: str, lsn: int, publication: str) -> None:
         """Begin to stream after ``lsn``. Raises psycopg's error when the server refuses."""
@@ -60,7 +64,8 @@ class ReplicationStream:
         self._pg.send_query(query.encode())
         await self._flush()
         while self._pg.is_busy():
-            await self._readable(None)
+            if not await self._readable(_ANSWER_S):
+                raise SourceUnavailable("the server doesn't answer on the replication connection", source=self._source)
             self._pg.consume_input()
         result = self._pg.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
@@ -151,7 +156,8 @@ class ReplicationStream:
 
     async def _flush(self) -> None:
         while self._pg.flush():
-            await self._ready(writable=True, timeout_s=None)
+            if not await self._ready(writable=True, timeout_s=_ANSWER_S):
+                raise SourceUnavailable("the server takes nothing on the replication connection", source=self._source)
 
     async def _readable(self, timeout_s: float | None) -> bool:
         return await self._ready(writable=False, timeout_s=timeout_s)
@@ -165,8 +171,12 @@ class ReplicationStream:
             if not ready.done():
                 ready.set_result(None)
 
+        def hear() -> None:
+            self.heard_at = time.monotonic()
+            wake()
+
         self._waiting = ready
-        loop.add_reader(socket, wake)
+        loop.add_reader(socket, hear)
         if writable:
             loop.add_writer(socket, wake)
         try:
