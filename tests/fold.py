@@ -114,9 +114,12 @@ def server_rows(dsn: str, table: str) -> list[Values]:
 
 def selected(connection: psycopg.Connection[Any], table: str) -> tuple[list[str], list[Values]]:
     """Column names and rows of a table. connection: made with PINNED settings."""
-    cursor = connection.execute(f"select * from {table} limit 0")
-    assert cursor.description is not None
-    columns = [(column.name, column.type_code) for column in cursor.description]
+    # From the catalogue: a result's own description names a domain's base type.
+    columns = connection.execute(
+        "select attname, atttypid::int8 from pg_catalog.pg_attribute"
+        " where attrelid = %s::text::regclass and attnum > 0 and not attisdropped order by attnum",
+        [table],
+    ).fetchall()
     quoted = ['"' + name.replace('"', '""') + '"' for name, _ in columns]
     # format() prints by the type's output function; a cast to text would drop the blanks of char(n) and spell out booleans.
     texts = ", ".join(f"case when num_nulls({name}) = 0 then format('%s', {name}) end" for name in quoted)

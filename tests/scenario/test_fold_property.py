@@ -225,13 +225,14 @@ def hold_equal(fold: Fold, table: str, columns: list[str], wanted: list[Values],
     assert not bare, f"{where}: rows of {table} lack {set(bare)}"
     found = fold.rows(table, columns)
     if found != wanted:
-        too_many = [_short(row) for row in found if row not in wanted]
-        missing = [_short(row) for row in wanted if row not in found]
-        raise AssertionError(f"{where}: {table} has {len(found)} rows, not {len(wanted)}: {too_many} instead of {missing}")
-
-
-def _short(row: Values) -> str:
-    return ", ".join(f"{name}={str(value)[:30]}" for name, value in row.items())
+        too_many = [row for row in found if row not in wanted]
+        missing = [row for row in wanted if row not in found]
+        pairs = zip(too_many, missing, strict=False)
+        values = {name: (repr(a[name])[-40:], repr(b[name])[-40:]) for a, b in pairs for name in a if a[name] != b[name]}
+        raise AssertionError(
+            f"{where}: {table} has {len(found)} rows, not {len(wanted)}; {len(too_many)} too many, {len(missing)} missing:"
+            f" {values or [too_many[:1], missing[:1]]}"
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))
