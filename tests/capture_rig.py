@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from fix_servers import Database
-from fold import Fold, server_rows
+from fold import Fold, difference, server_rows
 from headrace.cdc.capture import Capture
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
@@ -78,7 +78,9 @@ class CaptureRig:
         await self.until_streaming()
         end = parse_lsn(str(self.database.execute("select pg_current_wal_insert_lsn()::text")[0][0]))
         self.database.execute("select pg_logical_emit_message(true, 'end', '')")
-        await self.until(lambda: bool(self.status().position) and parse_lsn(self.status().position) >= end, "catching up")
+        await self.until(
+            lambda: bool(self.status().position) and parse_lsn(self.status().position) >= end, "catching up"
+        )
 
     async def until_it_stops(self, *, within_s: float = DEADLINE_S) -> BaseException:
         """The error that stopped the capture for good."""
@@ -97,7 +99,8 @@ class CaptureRig:
         assert self.log is not None
         fold = await folded(self.log)
         for table in tables:
-            assert fold.rows(table) == server_rows(self.database.dsn, table), f"{table} differs"
+            found, wanted = fold.rows(table), server_rows(self.database.dsn, table)
+            assert found == wanted, f"{table} has {difference(found, wanted)}"
         return fold
 
 

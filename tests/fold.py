@@ -106,6 +106,20 @@ class Fold:
         return sorted(found, key=repr)
 
 
+def difference(found: Sequence[Values], wanted: Sequence[Values]) -> str:
+    """What tells two sets of rows apart, in few words: the columns that differ, or the first row too many or missing."""
+    too_many = [row for row in found if row not in wanted]
+    missing = [row for row in wanted if row not in found]
+    pairs = zip(too_many, missing, strict=False)
+    values = {
+        name: (repr(a[name])[-40:], repr(b.get(name))[-40:]) for a, b in pairs for name in a if a[name] != b.get(name)
+    }
+    return (
+        f"{len(found)} rows, not {len(wanted)}; {len(too_many)} too many, {len(missing)} missing: "
+        f"{values or [too_many[:1], missing[:1]]}"
+    )
+
+
 def server_rows(dsn: str, table: str) -> list[Values]:
     """The same of the server, by a plain SELECT of each column's text in a session with pinned settings."""
     with psycopg.connect(dsn, options=PINNED) as connection:

@@ -40,7 +40,11 @@ HOSTILE = {
     "lock_timeout": "'1ms'",
     "idle_in_transaction_session_timeout": "'1s'",
 }
-NEWER_SETTINGS = {"idle_session_timeout": (14, "'300ms'"), "transaction_timeout": (17, "'2s'"), "logical_decoding_work_mem": (13, "'64kB'")}
+NEWER_SETTINGS = {
+    "idle_session_timeout": (14, "'300ms'"),
+    "transaction_timeout": (17, "'2s'"),
+    "logical_decoding_work_mem": (13, "'64kB'"),
+}
 _OWN_SETTINGS = (
     " -c search_path=public -c client_encoding=UTF8 -c statement_timeout=0 -c lock_timeout=40ms"
     " -c idle_in_transaction_session_timeout=0 -c default_transaction_isolation=read\\ committed"
@@ -197,9 +201,7 @@ class RandomPostgres:
 
     def _row(self, table: RandomTable) -> str:
         values = [self._key_value(kind) for kind in table.key.values()]
-        values += [
-            self._big() if column == "big" else self._value(kind) for column, kind in table.columns.items()
-        ]
+        values += [self._big() if column == "big" else self._value(kind) for column, kind in table.columns.items()]
         return "(" + ", ".join(values) + ")"
 
     # one statement
@@ -209,7 +211,9 @@ class RandomPostgres:
         name = _q(table.name)
         columns = ", ".join(_q(column) for column in [*table.key, *table.columns])
         where = self._where(table)
-        kind = rng.choice(["insert", "insert", "rows", "update", "update", "update", "key", "delete", "copy", "savepoint"])
+        kind = rng.choice(
+            ["insert", "insert", "rows", "update", "update", "update", "key", "delete", "copy", "savepoint"]
+        )
         self.counts[kind] = self.counts.get(kind, 0) + 1
         on_conflict = " on conflict do nothing" if table.key else ""
         match kind:

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from fix_servers import Database, postgres_bin
-from fold import Fold, Values
+from fold import Fold, Values, difference
 from headrace.cdc.capture import Capture
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.log.sqlite import SQLiteLog
@@ -130,7 +130,6 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
     database = Database(servers[major])
     driver = RandomPostgres(database.dsn, seed, major=major)
     progress = Progress()
-    crashes = 0
     try:
         driver.create_types()
         for _ in range(rng.randrange(1, 4)):
@@ -175,7 +174,9 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
             capturing.cancel()
             await asyncio.gather(capturing, return_exceptions=True)
         checks = await judge(path, driver, progress, seed)
-        return f"seed {seed}: Postgres {major}, {len(progress.order)} changes, {checks} states compared, {driver.counts}"
+        return (
+            f"seed {seed}: Postgres {major}, {len(progress.order)} changes, {checks} states compared, {driver.counts}"
+        )
     finally:
         driver.close()
         database.drop()
@@ -208,7 +209,9 @@ async def judge(path: Path, driver: RandomPostgres, progress: Progress, seed: in
                 truth = driver.truths.get(row.xid, {})
                 for name, (columns, wanted) in truth.items():
                     if name in fold.copied:
-                        hold_equal(fold, name, columns, wanted, f"seed {seed}: after transaction {row.xid} {event.position}")
+                        hold_equal(
+                            fold, name, columns, wanted, f"seed {seed}: after transaction {row.xid} {event.position}"
+                        )
                         checks += 1
             offset = batch.next_offset
     assert len(seen) == len(set(seen)), f"seed {seed}: a transaction came twice"
@@ -224,15 +227,7 @@ def hold_equal(fold: Fold, table: str, columns: list[str], wanted: list[Values],
     bare = [column for row in fold.rows(table) for column in columns if column not in row]
     assert not bare, f"{where}: rows of {table} lack {set(bare)}"
     found = fold.rows(table, columns)
-    if found != wanted:
-        too_many = [row for row in found if row not in wanted]
-        missing = [row for row in wanted if row not in found]
-        pairs = zip(too_many, missing, strict=False)
-        values = {name: (repr(a[name])[-40:], repr(b[name])[-40:]) for a, b in pairs for name in a if a[name] != b[name]}
-        raise AssertionError(
-            f"{where}: {table} has {len(found)} rows, not {len(wanted)}; {len(too_many)} too many, {len(missing)} missing:"
-            f" {values or [too_many[:1], missing[:1]]}"
-        )
+    assert found == wanted, f"{where}: {table} has {difference(found, wanted)}"
 
 
 @pytest.mark.parametrize("seed", range(6))
