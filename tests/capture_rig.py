@@ -76,8 +76,9 @@ class CaptureRig:
     async def until_caught_up(self) -> None:
         """Everything that is committed now is durable in the log, and the copy is whole."""
         await self.until_streaming()
-        end = parse_lsn(str(self.database.execute("select pg_current_wal_insert_lsn()::text")[0][0]))
+        # A place behind every batch of the copy: those of an idle server all stand at the same one.
         self.database.execute("select pg_logical_emit_message(true, 'end', '')")
+        end = parse_lsn(str(self.database.execute("select pg_current_wal_flush_lsn()::text")[0][0]))
         await self.until(
             lambda: bool(self.status().position) and parse_lsn(self.status().position) >= end, "catching up"
         )

@@ -21,7 +21,7 @@ import pytest
 
 from capture_rig import CaptureRig, folded
 from fix_servers import Database, postgres_bin
-from fold import server_rows
+from fold import Fold, server_rows
 from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import EmbeddedServerError, PostgresServer
 from headrace.cdc.errors import HistoryMismatch, SourceRefused
@@ -417,12 +417,21 @@ class HeadraceRun:
         )
         return bool(found and found[0][0])
 
-    async def judge(self, table: str) -> None:
+    async def until_copied(self) -> None:
+        await self.until(self.has_logged_all, "the start")
+        async with asyncio.timeout(30):
+            while len((await self.folded()).rows("public.a")) < ROWS:
+                pass
+
+    async def folded(self) -> Fold:
         reader = await SQLiteLogReader.open(self.folder / "run.log.db")
         try:
-            fold = await folded(reader)
+            return await folded(reader)
         finally:
             await reader.close()
+
+    async def judge(self, table: str) -> None:
+        fold = await self.folded()
         assert fold.rows(table) == server_rows(self.database.dsn, table)
 
 
@@ -437,7 +446,7 @@ async def test_a_frozen_process_that_the_server_gave_up_goes_on(own_database: Da
     fill(own_database)
     run.start()
     assert run.process is not None
-    await run.until(run.has_logged_all, "the copy")
+    await run.until_copied()
     run.process.send_signal(signal.SIGSTOP)
     write(own_database, 0)
     await run.until(
@@ -457,7 +466,7 @@ async def test_a_full_disk_stops_it_with_the_cure_and_room_heals_it(own_database
     fill(own_database)
     run.start(file_bytes=600_000)
     assert run.process is not None
-    await run.until(run.has_logged_all, "the copy")
+    await run.until_copied()
     process = run.process
 
     def has_stopped() -> bool:
