@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -58,3 +59,13 @@ def promote(standby: PostgresServer) -> None:
     """Promote, and wait until it takes writes."""
     ask(standby.dsn, "select pg_promote()")
     wait_until(lambda: not ask(standby.dsn, "select pg_is_in_recovery()")[0][0], "the promotion")
+
+
+def slot_on_standby(primary: PostgresServer, standby: PostgresServer, slot: str) -> None:
+    """Make a logical slot on a standby, by hand."""
+    query = "select pg_create_logical_replication_slot(%s, 'pgoutput')"
+    making = threading.Thread(target=ask, args=(standby.dsn, query, slot))
+    making.start()
+    while making.is_alive():
+        ask(primary.dsn, "select pg_log_standby_snapshot()")
+        making.join(timeout=0.1)
