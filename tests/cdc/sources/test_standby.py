@@ -19,7 +19,8 @@ from fold import server_rows
 from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import SourceRefused
-from headrace.cdc.sources.pgsnapshot import Visibility
+from headrace.cdc.position import parse_lsn
+from headrace.cdc.sources.pgsnapshot import Visibility, read_chunk
 from headrace.cdc.sources.postgres import PostgresSource, PostgresState
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
@@ -218,6 +219,38 @@ def test_a_standbys_snapshot_leaves_out_what_runs_and_what_ended_since(pair: Pai
         assert standby.sees(int(str(xid[0])), 100) is False
         assert standby.sees(int(str(xid[0])), 60) is None
         assert standby.sees(int(str(xid[0])), 50) is True
+
+
+async def test_what_ends_behind_a_chunk_is_laid_over_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that ran while the chunk was read, unlisted, and whose delete is delivered before the chunk is."""
+    shop = Shop(pair, "late")
+    shop.execute("create table t (id int primary key)")
+    shop.execute("insert into t values (1), (2), (3)")
+    shop.publish("headrace_tlate", "t")
+    r = shop.reader()
+
+    async def read_late(*args: Any, **fields: Any) -> Any:
+        with psycopg.connect(shop.dsn) as old:
+            old.execute("delete from t where id = 1")
+            shop.execute("insert into t values (4)")
+            caught_up(*pair)
+            chunk = await read_chunk(*args, **fields)
+            assert len(chunk.rows) == 4
+            old.commit()
+            lsn = parse_lsn(str(shop.execute("select pg_current_wal_lsn()::text")[0][0]))
+            shop.execute("select pg_logical_emit_message(false, 'test', '')")
+            while r.source._state is None or r.source._state.lsn < lsn:
+                await asyncio.sleep(0.01)
+        return chunk
+
+    monkeypatch.setattr("headrace.cdc.sources.postgres.read_chunk", read_late)
+    await r.start()
+    try:
+        await r.until_streaming()
+        assert [change.op for change in r.changes].count("read") == 3
+        assert r.fold.rows("public.t") == server_rows(shop.dsn, "public.t")
+    finally:
+        await r.stop()
 
 
 async def test_an_idle_standby_is_confirmed_by_keepalive(pair: Pair) -> None:
