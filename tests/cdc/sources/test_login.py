@@ -173,6 +173,7 @@ async def test_a_wrong_password_in_the_passfile_names_the_file(secure: SecureSer
     passfile.chmod(0o600)
     text = await refusal(secure.dsn("secure", passfile=passfile))
     assert "password authentication failed" in text
+    assert f'password retrieved from file "{passfile}"' in text
     assert "wr0ng-horse" not in text
 
 
@@ -251,5 +252,7 @@ async def test_of_two_hosts_each_failure_is_told(secure: SecureServer) -> None:
     """One that isn't there and one that refuses."""
     dsn = f"host=127.0.0.1,localhost port=1,{secure.server.port} user=secure password=wr0ng-horse dbname=postgres"
     text = await refusal(dsn)
+    assert f"secure@127.0.0.1:1,localhost:{secure.server.port}/postgres" in text
     assert "password authentication failed" in text
+    assert "onnection refused" in text
     assert "wr0ng-horse" not in text

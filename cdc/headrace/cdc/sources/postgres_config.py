@@ -139,7 +139,7 @@ def conninfo(
 
 
 def safe_name(dsn: str) -> str:
-    """``user@host:port/database`` of a DSN, for messages; never the password."""
+    """``user@host:port/database`` of a DSN (each of several hosts), for messages; never the password."""
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -147,8 +147,12 @@ def safe_name(dsn: str) -> str:
     if given.get("service"):
         return f"service {given['service']}"
     user = f"{given['user']}@" if given.get("user") else ""
-    host = given.get("host") or given.get("hostaddr") or "the local socket"
-    return f"{user}{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"
+    hosts = str(given.get("host") or given.get("hostaddr") or "the local socket").split(",")
+    ports = str(given.get("port") or 5432).split(",")
+    if len(ports) != len(hosts):
+        ports = ports[:1] * len(hosts)
+    places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+    return f"{user}{places}/{given.get('dbname') or given.get('user') or ''}"
 
 
 # What libpq or the server says -> what to do. The first match counts: files come before roles and databases that don't exist.
@@ -217,7 +221,12 @@ def connect_error(
 
 
 def _first_line(error: psycopg.Error) -> str:
-    """What went wrong, without psycopg's preamble."""
+    """What went wrong, without the preambles of psycopg and libpq; of several hosts, what each said.
+
+    Where a password came from a file, libpq names it: that is told too.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    fatal = next((line for line in lines if "FATAL:" in line), lines[0])
-    return fatal.partition("FATAL:")[2].strip() or fatal.strip()
+    said = [line for line in lines if "FATAL:" in line or "connection to server" in line] or lines[:1]
+    texts = [line.partition("FATAL:")[2].strip() or line.rpartition("connection failed: ")[2].strip() for line in said]
+    files = [line.strip() for line in lines if line.startswith("password retrieved from file")]
+    return "; ".join(dict.fromkeys([*texts, *files]))
