@@ -18,7 +18,7 @@ from fix_standby import ask, caught_up, make_standby, promote
 from fold import server_rows
 from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import PostgresServer
-from headrace.cdc.errors import SourceRefused
+from headrace.cdc.errors import SourceRefused, SourceUnavailable
 from headrace.cdc.position import parse_lsn
 from headrace.cdc.sources.pgsnapshot import Visibility, read_chunk
 from headrace.cdc.sources.postgres import PostgresSource, PostgresState
@@ -114,6 +114,63 @@ async def test_a_cancelled_wait_leaves_no_slot(pair: Pair) -> None:
     starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     assert not ask(shop.standby_dsn, "select from pg_replication_slots where slot_name = 'headrace_tcancelled'")
+
+
+async def test_a_primary_that_cannot_be_asked_is_told_while_the_slot_waits(pair: Pair) -> None:
+    shop = Shop(pair, "unasked")
+    shop.execute("create table t (id int primary key)")
+    shop.publish("headrace_tunasked", "t")
+    shop.execute("drop role if exists powerless")
+    shop.execute("create role powerless login")
+    r = shop.reader(primary_dsn=shop.dsn.replace("user=postgres", "user=powerless"))
+    starting = asyncio.create_task(r.start())
+    try:
+        async with asyncio.timeout(10):
+            while "grant execute on function pg_log_standby_snapshot()" not in r.source.status().reason:
+                assert not starting.done()
+                await asyncio.sleep(0.01)
+        shop.execute("grant execute on function pg_log_standby_snapshot() to powerless")
+        await asyncio.wait_for(starting, 20)
+        await r.until_streaming()
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await r.stop()
+        shop.execute("revoke execute on function pg_log_standby_snapshot() from powerless")
+
+
+async def test_a_standby_that_lags_behind_the_log_is_waited_for(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after its crash, when it takes connections before it has replayed what it had."""
+    shop = Shop(pair, "lags")
+    shop.execute("create table t (id int primary key)")
+    shop.publish("headrace_tlags", "t")
+    r = shop.reader()
+    await r.start()
+    await r.until_streaming()
+    await r.stop()
+    assert r.state is not None
+    state = msgspec.msgpack.decode(r.state, type=PostgresState)
+    ask(shop.standby.dsn, "select pg_wal_replay_pause()")
+    try:
+        shop.execute("insert into t values (1)")
+        state.lsn = parse_lsn(str(shop.execute("select pg_current_wal_lsn()::text")[0][0]))
+        r.state = msgspec.msgpack.encode(state)
+        monkeypatch.setattr("headrace.cdc.sources.timeline._REPLAY_WAIT_S", 0.1)
+        with pytest.raises(SourceUnavailable, match="not yet to the log's position"):
+            await r.start()
+        monkeypatch.setattr("headrace.cdc.sources.timeline._REPLAY_WAIT_S", 20)
+        starting = asyncio.create_task(r.start())
+        async with asyncio.timeout(10):
+            while "not yet to the log's position" not in r.source.status().reason:
+                await asyncio.sleep(0.01)
+    finally:
+        ask(shop.standby.dsn, "select pg_wal_replay_resume()")
+    try:
+        await starting
+        shop.execute("insert into t values (2)")
+        assert [change.after for change in await r.until_op("insert")] == [(2,)]
+    finally:
+        await r.stop()
 
 
 async def test_a_missing_publication_is_told_with_the_sql_for_the_primary(pair: Pair) -> None:

@@ -21,6 +21,7 @@ from headrace.cdc.position import parse_lsn
 _log = logging.getLogger("headrace.source")
 
 _EXPLAIN_AFTER_S = 1.0
+_HELP_AFTER_S = 0.05
 _ASK_EVERY_S = 1.0
 _OLDER_POLL_S = 0.05
 FAILOVER_FROM = 170_000
@@ -49,7 +50,8 @@ async def create_slot(connection: _Connection, slot: str, *, failover: bool, wai
     query = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput " + options).format(sql.Identifier(slot))
     made = asyncio.create_task(_row(connection, query))
     try:
-        await asyncio.wait([made], timeout=_EXPLAIN_AFTER_S)
+        may_help = wait.is_standby and wait.primary_conninfo is not None
+        await asyncio.wait([made], timeout=_HELP_AFTER_S if may_help else _EXPLAIN_AFTER_S)
         if not made.done():
             await _explain(made, slot, wait)
         row = await made
@@ -83,7 +85,9 @@ async def _explain(made: asyncio.Task[tuple[object, ...]], slot: str, wait: Slot
     else:
         reason = f'making slot "{slot}" on a standby waits until its primary logs its running transactions'
     wait.say(reason)
-    _log.warning("source %s: %s", wait.source, reason)
+    _log.log(
+        logging.INFO if wait.primary_conninfo is not None else logging.WARNING, "source %s: %s", wait.source, reason
+    )
     while not made.done():
         if wait.is_standby and wait.primary_conninfo is not None:
             await _log_running_transactions(wait.primary_conninfo, wait)

@@ -137,6 +137,8 @@ class PostgresSource:
         current_timeline = await self._hold_timeline(stored)
         if stored is not None:
             self._hold_history(stored, catalogue)
+            if catalogue.is_standby:
+                await timeline.await_replay(self._admin, stored.lsn, say=self._say, source=self._name)
             stored.timeline = current_timeline
         preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         self._tables = {table.oid: table for table in catalogue.tables}
@@ -261,7 +263,7 @@ class PostgresSource:
                 f"log's position {format_lsn(stored.lsn)}: somebody else read from it, or the log is an older copy",
                 source=self._name,
             )
-        if catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
+        if not catalogue.is_standby and catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
             raise HistoryMismatch(
                 f'the server of source "{self._name}" is at {catalogue.wal_lsn}, before the log\'s position '
                 f"{format_lsn(stored.lsn)}: it was restored from an older backup",

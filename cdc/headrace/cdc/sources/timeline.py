@@ -8,11 +8,18 @@ source for the timeline: after a promotion it names the old one until the next c
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+
 import msgspec
 import psycopg
 
-from headrace.cdc.errors import HistoryMismatch
+from headrace.cdc.errors import HistoryMismatch, SourceUnavailable
 from headrace.cdc.position import format_lsn, parse_lsn
+
+_REPLAY_WAIT_S = 10.0
+_REPLAY_POLL_S = 0.05
 
 _Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
@@ -76,6 +83,33 @@ def parse_history(text: str) -> dict[int, int]:
         if len(fields) >= 2:
             left_at[int(fields[0])] = parse_lsn(fields[1])
     return left_at
+
+
+async def await_replay(connection: _Connection, lsn: int, *, say: Callable[[str], None], source: str) -> None:
+    """Wait until a standby has replayed up to lsn.
+
+    After a crash it takes connections again before it has replayed all that it had, and another standby may lag behind the
+    one that was read before. Raises SourceUnavailable when it takes long.
+    """
+    end = time.monotonic() + _REPLAY_WAIT_S
+    while True:
+        cursor = await connection.execute(
+            "select pg_catalog.pg_last_wal_replay_lsn()::text, pg_catalog.pg_is_in_recovery()"
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        if row[1] is not True or (row[0] is not None and parse_lsn(str(row[0])) >= lsn):
+            return
+        reason = f"the standby has replayed up to {row[0]}, not yet to the log's position {format_lsn(lsn)}"
+        if time.monotonic() > end:
+            raise SourceUnavailable(
+                f'source "{source}" can\'t go on: {reason}',
+                source=source,
+                advice="see on the standby whether it follows its primary: select * from pg_stat_wal_receiver; and "
+                "select pg_is_wal_replay_paused()",
+            )
+        say(reason)
+        await asyncio.sleep(_REPLAY_POLL_S)
 
 
 TIMELINE_NOW = (
