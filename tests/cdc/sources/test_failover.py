@@ -11,11 +11,12 @@ import pytest
 from source_reader import Reader
 
 from fix_servers import postgres_bin
-from fix_standby import ask, make_standby, promote
+from fix_standby import ask, make_standby, promote, wait_until
 from fold import server_rows
 from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import SourceUnavailable
+from headrace.cdc.sources.failover import StandbyCopy
 from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
@@ -124,6 +125,23 @@ async def test_an_existing_slot_becomes_a_failover_slot_unless_told_not_to(pair:
         assert ask(primary.dsn, query) == [(True,)]
     finally:
         await again.stop()
+
+
+async def test_a_copy_that_a_promotion_would_drop_is_not_safe(pair: Pair) -> None:
+    primary, standby = pair
+    made = "select pg_create_logical_replication_slot('idle', 'pgoutput', failover => true)"
+    with psycopg.connect(primary.dsn, autocommit=True) as connection:
+        connection.execute(made)
+        for number in range(20):
+            connection.execute(f"create table later{number} (id int)")  # nobody advances the slot past these
+    query = "select temporary from pg_replication_slots where slot_name = 'idle'"
+    wait_until(lambda: ask(standby.dsn, query) == [(True,)], "a temporary copy")
+    copy = StandbyCopy(PostgresConfig(dsn=primary.dsn, standby_dsn=standby.dsn), source="shop", slot="idle")
+    assert copy.is_safe is None
+    await copy.ask()
+    assert copy.is_safe is False
+    (finding,) = await copy.findings()
+    assert "pg_log_standby_snapshot()" in finding.cure
 
 
 async def test_an_unreachable_standby_is_never_called_safe(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
