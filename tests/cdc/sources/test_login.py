@@ -16,9 +16,9 @@ from cryptography.x509.oid import NameOID
 from fix_servers import postgres_bin
 from fix_standby import ask
 from headrace.cdc.demo.embedded import PostgresServer
-from headrace.cdc.errors import SourceError, SourceRefused, SourceUnavailable
+from headrace.cdc.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
 from headrace.cdc.sources.postgres import PostgresSource
-from headrace.cdc.sources.postgres_config import PostgresConfig
+from headrace.cdc.sources.postgres_config import PostgresConfig, safe_name
 
 SECRET = "c0rrect-horse"
 _HBA = """
@@ -246,6 +246,18 @@ async def test_no_server_of_the_asked_role_is_tried_again(secure: SecureServer) 
     dsn = secure.dsn("secure", password=SECRET, target_session_attrs="standby")
     text = await refusal(dsn, SourceUnavailable)
     assert "target_session_attrs" in text
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:se@cret@h/d", "postgresql://u:se/cret@h/d", "postgresql://u:se:cret/@h/d"]
+)
+async def test_a_password_that_tears_its_url_is_not_shown(url: str) -> None:
+    config = PostgresConfig(dsn=url)
+    with pytest.raises(ConfigError) as refused:
+        await PostgresSource("shop", config, {}).check()
+    assert "%40" in refused.value.paragraph()
+    for text in (refused.value.paragraph(), safe_name(url), repr(config)):
+        assert "cret" not in text
 
 
 async def test_of_two_hosts_each_failure_is_told(secure: SecureServer) -> None:

@@ -7,6 +7,7 @@ by host, port, user and database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -123,6 +124,14 @@ def conninfo(
                 ),
             ),
         ) from error
+    if _is_torn(dsn, given):
+        raise ConfigError(
+            "the configuration has 1 problem",
+            problems=(
+                f"sources.{source}.{field}: the URL falls apart, most likely at a character of the password: write @ as %40, "
+                "/ as %2F, : as %3A, ? as %3F, # as %23, % as %25; or give the password by a passfile",
+            ),
+        )
     pinned = " ".join(f"-c {name}={value}" for name, value in _PINNED.items())
     options = f"{given.get('options') or ''} {pinned}".strip()
     extra: dict[str, str | int] = {
@@ -138,11 +147,21 @@ def conninfo(
     return make_conninfo(dsn, **extra)
 
 
+def _is_torn(dsn: str, given: Mapping[str, object]) -> bool:
+    """Whether an unescaped character of the password made a part of it host, port or database: none may be shown then."""
+    is_url = dsn.lstrip().startswith(("postgresql://", "postgres://"))
+    ports = str(given.get("port") or "").replace(",", "")
+    shown = f"{given.get('host') or ''}{given.get('dbname') or ''}"
+    return (bool(ports) and not ports.isdigit()) or (is_url and "@" in shown)
+
+
 def safe_name(dsn: str) -> str:
     """``user@host:port/database`` of a DSN (each of several hosts), for messages; never the password."""
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
+        return "an unreadable DSN"
+    if _is_torn(dsn, given):
         return "an unreadable DSN"
     if given.get("service"):
         return f"service {given['service']}"
