@@ -178,7 +178,8 @@ class ReplicationStream:
     async def _readable(self, timeout_s: float) -> bool:
         """Wait for input or for a wake; False when timeout_s was over first."""
         loop = asyncio.get_running_loop()
-        self._waiting = ready = loop.create_future()
+        ready: asyncio.Future[bool] = loop.create_future()
+        self._waiting = ready
         if self._watched is None:
             self._watched = self._pg.socket
             loop.add_reader(self._watched, self._on_input)
