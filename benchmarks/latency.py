@@ -36,16 +36,16 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
+from headrace.cdc.demo.embedded import PostgresServer, free_port
+from headrace.features.encoding import codec_of, redis_field
+from headrace.features.spec import Field, ValueType, ViewSpec
 from rig import workload
 from rig.machine import about, cpu_s, machine, memory_mib
 from rig.postgres import throwaway, version
 from rig.subscriber import ask, connect
 from rig.writer import HOT_CUSTOMER
 from store_write import redis_server
-
-from headrace.cdc.demo.embedded import PostgresServer, free_port
-from headrace.features.encoding import codec_of, redis_field
-from headrace.features.spec import Field, ValueType, ViewSpec
 
 LINES = ("log", "sqlite", "redis")
 _HERE = Path(__file__).resolve().parent
@@ -81,7 +81,9 @@ class Headrace:
         self.folder = folder
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        features = f"features: {{definitions: bench_features.py, project: {_PROJECT}, store: {store}}}\n" if store else ""
+        features = (
+            f"features: {{definitions: bench_features.py, project: {_PROJECT}, store: {store}}}\n" if store else ""
+        )
         (folder / "bench_features.py").write_text(_DEFINITIONS)
         (folder / "headrace.yaml").write_text(
             "log: {path: bench.log.db}\n"
@@ -98,8 +100,14 @@ class Headrace:
 
     def start(self) -> None:
         with (self.folder / "run.log").open("ab") as log:
+            # Where Python may not keep compiled files, each start compiles all of its source again: that isn't what is measured.
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
             self._process = subprocess.Popen(
-                [Path(sys.executable).with_name("headrace"), "run", "headrace.yaml"], cwd=self.folder, stdout=log, stderr=log
+                [Path(sys.executable).with_name("headrace"), "run", "headrace.yaml"],
+                cwd=self.folder,
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
 
     def stop(self) -> None:
@@ -192,7 +200,9 @@ def _loaded(
         begin = time.time() + 1.0
         load_s = _WARM_UP_S + arguments.seconds
         words = [server.dsn, "1", str(arguments.rate), str(load_s), str(begin), str(_HOT_EVERY), str(arguments.writers)]
-        with subprocess.Popen([sys.executable, "-m", "rig.writer", *words], stdout=subprocess.PIPE, cwd=_HERE) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-m", "rig.writer", *words], stdout=subprocess.PIPE, cwd=_HERE
+        ) as writer:
             time.sleep(begin + _WARM_UP_S - time.time())
             at, cpu = time.perf_counter(), cpu_s(headrace.pid)
             time.sleep(arguments.seconds - 0.2)
@@ -302,7 +312,10 @@ def show(report: dict[str, Any]) -> None:
             ("writer late by", "writer_late"),
         ):
             if name in line:
-                row = "".join(f"{'' if (value := line[name].get(key)) is None else value:>9}" for key in ("p50", "p99", "p99.9", "max"))
+                row = "".join(
+                    f"{'' if (value := line[name].get(key)) is None else value:>9}"
+                    for key in ("p50", "p99", "p99.9", "max")
+                )
                 print(f"{line['line']:8}{what:20}{row}")
         polls = f"; the prober polls each {line['poll_us']:.0f} us" if "poll_us" in line else ""
         print(
@@ -319,7 +332,9 @@ def main() -> None:
     parser.add_argument("--writers", type=int, default=4, help="connections that commit (default: %(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="starts that are timed (default: %(default)s)")
     parser.add_argument("--postgres", type=int, default=18, help="major version (default: %(default)s)")
-    parser.add_argument("--fsync", choices=("on", "off"), default="on", help="of the Postgres server (default: %(default)s)")
+    parser.add_argument(
+        "--fsync", choices=("on", "off"), default="on", help="of the Postgres server (default: %(default)s)"
+    )
     parser.add_argument("--folder", default=".", help="on the disk that shall hold log and store (default: here)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+
 from rig import workload
 from rig.machine import about, cpu_s, machine, memory_mib, use_uncompiled
 from rig.postgres import throwaway, version
@@ -88,7 +89,18 @@ def run_client(client: str, server: Any, rows: int, end_lsn: str, slot: str, fol
         if client == "recv":
             result = _recv(server, slot, end_lsn, watch)
         else:
-            argv = [sys.executable, __file__, "--child", client, "--dsn", server.dsn, "--slot", slot, "--rows", str(rows)]
+            argv = [
+                sys.executable,
+                __file__,
+                "--child",
+                client,
+                "--dsn",
+                server.dsn,
+                "--slot",
+                slot,
+                "--rows",
+                str(rows),
+            ]
             done = subprocess.run(
                 [*argv, "--folder", str(folder)], capture_output=True, text=True, check=False, timeout=_DEADLINE_S
             )
@@ -111,7 +123,17 @@ def run_client(client: str, server: Any, rows: int, end_lsn: str, slot: str, fol
 
 
 def _recv(server: Any, slot: str, end_lsn: str, watch: Walsender) -> dict[str, Any]:
-    argv = [server.binaries / "pg_recvlogical", "-h", "127.0.0.1", "-p", str(server.port), "-U", "postgres", "-d", "postgres"]
+    argv = [
+        server.binaries / "pg_recvlogical",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(server.port),
+        "-U",
+        "postgres",
+        "-d",
+        "postgres",
+    ]
     argv += ["--slot", slot, "--start", "--no-loop", "--endpos", end_lsn, "-f", "/dev/null"]
     argv += ["-o", "proto_version=1", "-o", f"publication_names={workload.PUBLICATION}"]
     began = time.perf_counter()
@@ -153,7 +175,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         runs: list[dict[str, Any]] = []
         for turn in range(arguments.rounds + 1):
             for client in arguments.client:
-                run = run_client(client, server, rows, end_lsn, f"bench_{turn}_{client.replace('-', '_')}", Path(folder))
+                run = run_client(
+                    client, server, rows, end_lsn, f"bench_{turn}_{client.replace('-', '_')}", Path(folder)
+                )
                 if turn:
                     runs.append({"round": turn, **run})
                     print(f"round {turn}: {client} {run['rows_per_s']:,} rows/s", file=sys.stderr)
@@ -188,7 +212,9 @@ def summary(client: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def show(report: dict[str, Any]) -> None:
     print(about(report["machine"]))
     print(f"{report['rows']:,} row changes, {report['rounds']} rounds, load afterwards {report['load_after']}\n")
-    print(f"{'client':12}{'rows/s':>10}{'ratio':>7}{'spread':>13}{'CPU us/row':>12}{'walsender us':>14}{'peak MiB':>10}  compiled")
+    print(
+        f"{'client':12}{'rows/s':>10}{'ratio':>7}{'spread':>13}{'CPU us/row':>12}{'walsender us':>14}{'peak MiB':>10}  compiled"
+    )
     for line in report["clients"]:
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         spread = "" if line["ratio"] is None else "-".join(f"{value:.2f}" for value in line["ratio_spread"])
@@ -232,7 +258,10 @@ def _source(arguments: argparse.Namespace) -> Any:
 
 
 def _settle() -> None:
-    """As the app does once its sources stream."""
+    """As the program does at its start, and once its sources stream."""
+    from headrace.cdc.cli import COLLECT_EVERY
+
+    gc.set_threshold(*COLLECT_EVERY)
     gc.collect()
     gc.freeze()
 
@@ -291,7 +320,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=300_000, help="row changes to read (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="counted ones, after a warm-up (default: %(default)s)")
-    parser.add_argument("--postgres", type=int, default=18, help="major version of server and tools (default: %(default)s)")
+    parser.add_argument(
+        "--postgres", type=int, default=18, help="major version of server and tools (default: %(default)s)"
+    )
     parser.add_argument("--client", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="only these")
     parser.add_argument("--folder", default=".", help="on the disk that shall hold the log (default: here)")
     parser.add_argument("--json", action="store_true")

