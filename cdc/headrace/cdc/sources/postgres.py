@@ -27,9 +27,10 @@ from headrace.cdc.decode.pgoutput import PgOutputDecoder, Transaction
 from headrace.cdc.errors import HeadraceError, HistoryMismatch, SourceRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn, parse_lsn
-from headrace.cdc.sources import preflight
+from headrace.cdc.sources import pgslot, preflight, timeline
 from headrace.cdc.sources.base import ChangeBatch, SourceStatus
 from headrace.cdc.sources.catalogue import Catalogue, Table, primary_keys, read_catalogue, type_names
+from headrace.cdc.sources.failover import StandbyCopy
 from headrace.cdc.sources.link import WatchedConnection, is_backend_at_work
 from headrace.cdc.sources.pgsnapshot import (
     Chunk,
@@ -93,6 +94,7 @@ class PostgresSource:
         self._retained_bytes: int | None = None
         self._server_lsn = 0
         self._walsender_pid = 0
+        self._copy = StandbyCopy(config, source=name, slot=self._slot)
         self._reset()
 
     def _reset(self) -> None:
@@ -113,6 +115,7 @@ class PostgresSource:
         self._last_emit = 0.0
         self._asked_at: float | None = None
         self._seen_keepalive_us = 0
+        self._is_standby = False
 
     @property
     def name(self) -> str:
@@ -137,8 +140,13 @@ class PostgresSource:
     async def _start(self, stored: PostgresState | None) -> None:
         self._admin = await self._connect()
         catalogue = await self._catalogue()
+        self._is_standby = catalogue.is_standby
+        current_timeline = await self._hold_timeline(stored)
         if stored is not None:
             self._hold_history(stored, catalogue)
+            if catalogue.is_standby:
+                await timeline.await_replay(self._admin, stored.lsn, say=self._say, source=self._name)
+            stored.timeline = current_timeline
         self._tables = {table.oid: table for table in catalogue.tables}
         if stored is not None:
             await self._hold_published(stored)
@@ -148,12 +156,12 @@ class PostgresSource:
         await self._hold_publication(catalogue)
         slot_lsn = await self._hold_slot(catalogue)
         self._state = stored or PostgresState(
-            catalogue.system_identifier, catalogue.timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
+            catalogue.system_identifier, current_timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
         )
         now = await memberships(self._admin, self._publication, list(self._tables))
         self._state.published = {oid: membership for oid, membership in now.items() if membership is not None}
         if self._plan_snapshot():
-            await self._wait_for_older_transactions()
+            await pgslot.wait_for_older_transactions(self._admin, self._say)
         self._decoder = PgOutputDecoder(
             f"{self._name}-{self._state.incarnation}-",
             await type_names(self._admin),
@@ -205,6 +213,15 @@ class PostgresSource:
             self._phase = "stopped"
             self._reason = "stopped"
 
+    async def _hold_timeline(self, stored: PostgresState | None) -> int:
+        """The server's timeline, once the stored position is known to lie on its history."""
+        async with await self._connect(replication=True) as connection:
+            known = None if stored is None else stored.timeline
+            timelines = await timeline.read_timelines(connection, known=known)
+        if stored is not None and stored.system_identifier == timelines.system_identifier:
+            timelines.hold(stored.timeline, stored.lsn, source=self._name)
+        return timelines.current
+
     async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> WatchedConnection:
         connection = await WatchedConnection.connect(
             conninfo(self._config, replication=replication, encoding=encoding, source=self._name), autocommit=True
@@ -240,7 +257,9 @@ class PostgresSource:
         """All that would go wrong with this source; changes nothing. Raises as ``start`` when the server can't be asked."""
         try:
             self._admin = await self._connect()
-            return self._findings(await self._catalogue(), is_first=True)
+            catalogue = await self._catalogue()
+            found = self._findings(catalogue, is_first=True)
+            return found + await self._copy.findings() if catalogue.slot is not None else found
         except psycopg.Error as error:
             raise connect_error(error, config=self._config, source=self._name) from error
         finally:
@@ -268,7 +287,7 @@ class PostgresSource:
                 f"log's position {format_lsn(stored.lsn)}: somebody else read from it, or the log is an older copy",
                 source=self._name,
             )
-        if catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
+        if not catalogue.is_standby and catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
             raise HistoryMismatch(
                 f'the server of source "{self._name}" is at {catalogue.wal_lsn}, before the log\'s position '
                 f"{format_lsn(stored.lsn)}: it was restored from an older backup",
@@ -310,44 +329,22 @@ class PostgresSource:
 
     async def _hold_slot(self, catalogue: Catalogue) -> int:
         """The LSN a first start streams from: the slot's own, creating it when it is missing."""
-        if catalogue.slot is not None:
-            return parse_lsn(catalogue.slot.confirmed_flush_lsn or "0/0")
-        connection = await self._connect(replication=True)
-        try:
-            cursor = await connection.execute(
-                sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT").format(
-                    sql.Identifier(self._slot)
-                )
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            return parse_lsn(str(row[1]))
-        finally:
-            await connection.close()
+        failover = self._config.failover and not catalogue.is_standby and catalogue.version >= pgslot.FAILOVER_FROM
+        slot = catalogue.slot
+        if slot is not None:
+            if failover and not slot.is_failover and slot.active_pid is None:
+                async with await self._connect(replication=True) as connection:
+                    await pgslot.mark_failover(connection, self._slot, source=self._name)
+            return parse_lsn(slot.confirmed_flush_lsn or "0/0")
+        primary = None
+        if self._config.primary_dsn is not None:
+            primary = conninfo(self._config, source=self._name, field="primary_dsn")
+        wait = pgslot.SlotWait(self._name, catalogue.is_standby, primary, self._say)
+        async with await self._connect(replication=True) as connection:
+            return await pgslot.create_slot(connection, self._slot, failover=failover, wait=wait)
 
-    async def _wait_for_older_transactions(self) -> None:
-        """Wait until every transaction that began before the slot, or before a table was published, has ended.
-
-        Their changes needn't be in the stream, so the copy must begin only when a SELECT sees them. A transaction can stand
-        in the WAL as committed, before the slot's start, and still be invisible: with synchronous replication for long.
-        """
-        assert self._admin is not None
-        cursor = await self._admin.execute("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text")
-        row = await cursor.fetchone()
-        assert row is not None
-        border = int(str(row[0]))
-        while True:
-            cursor = await self._admin.execute(
-                "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            if int(str(row[0])) >= border:
-                return
-            self._reason = (
-                "waiting for transactions that began before the copy; see pg_stat_activity for who holds one open"
-            )
-            await asyncio.sleep(_RETRY_CHUNK_S)
+    def _say(self, reason: str) -> None:
+        self._reason = reason
 
     async def _stream_from(self, lsn: int) -> None:
         assert self._admin is not None
@@ -646,6 +643,8 @@ class PostgresSource:
                 if row is not None and row[0] is not None:
                     self._server_lsn = max(self._server_lsn, parse_lsn(str(row[0])))
                     self._retained_bytes = None if row[1] is None else int(str(row[1]))
+                if self._is_standby:
+                    await self._follow_promotion(connection)
                 assert self._state is not None
                 await self._hold_published(self._state)
             except HistoryMismatch as error:
@@ -654,7 +653,15 @@ class PostgresSource:
                 _log.debug("source %s: no slot figures (%s)", self._name, type(error).__name__)
                 if connection.closed:
                     self._fail(connect_error(error, config=self._config, source=self._name))
+            await self._copy.ask()
             await asyncio.sleep(_MONITOR_EVERY_S)
+
+    async def _follow_promotion(self, connection: WatchedConnection) -> None:
+        """A stream goes on over its standby's promotion; the state must then name the new timeline."""
+        cursor = await connection.execute(timeline.TIMELINE_NOW)
+        row = await cursor.fetchone()
+        if row is not None and row[0] is not None and self._state is not None:
+            self._state.timeline = max(self._state.timeline, int(str(row[0])))
 
     def _fail(self, error: HeadraceError) -> None:
         """Let the next turn of ``read`` raise the error."""
@@ -682,4 +689,5 @@ class PostgresSource:
             lag_bytes=None if state is None else max(0, self._server_lsn - self._durable),
             retained_bytes=self._retained_bytes,
             snapshot=snapshot,
+            is_failover_safe=self._copy.is_safe,
         )
