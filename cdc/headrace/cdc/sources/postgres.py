@@ -31,6 +31,7 @@ from headrace.cdc.sources import pgslot, preflight, timeline
 from headrace.cdc.sources.base import ChangeBatch, SourceStatus
 from headrace.cdc.sources.catalogue import Catalogue, Table, primary_keys, read_catalogue, type_names
 from headrace.cdc.sources.failover import StandbyCopy
+from headrace.cdc.sources.link import WatchedConnection, is_backend_at_work
 from headrace.cdc.sources.pgsnapshot import (
     Chunk,
     ChunkWindow,
@@ -41,6 +42,7 @@ from headrace.cdc.sources.pgsnapshot import (
 )
 from headrace.cdc.sources.pgstream import ReplicationStream
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
+from headrace.cdc.sources.published import Membership, hold_memberships, memberships
 
 _log = logging.getLogger("headrace.source")
 
@@ -52,7 +54,8 @@ _CONFIRM_EVERY_S = 0.1
 _MONITOR_EVERY_S = 5.0
 _RETRY_CHUNK_S = 0.05
 
-_Connection = psycopg.AsyncConnection[tuple[object, ...]]
+_ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
+"""A chunk's SELECT names what was renamed or dropped since the catalogue was read."""
 
 
 class PostgresState(msgspec.Struct):
@@ -60,6 +63,7 @@ class PostgresState(msgspec.Struct):
 
     lsn: everything that committed before it is in the log. versions: table OID -> (schema version, fingerprint).
     incarnation: part of every change's id; counts histories that one log has taken from this source.
+    published: table OID -> its membership in the publication, which must never have changed.
     """
 
     system_identifier: str
@@ -70,6 +74,7 @@ class PostgresState(msgspec.Struct):
     lsn: int
     versions: dict[int, tuple[int, str]]
     snapshot: SnapshotState | None
+    published: dict[int, Membership] = {}
 
 
 class PostgresSource:
@@ -89,11 +94,13 @@ class PostgresSource:
         self._retained_bytes: int | None = None
         self._server_lsn = 0
         self._copy = StandbyCopy(config, source=name, slot=self._slot)
+        self._walsender_pid = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._admin: _Connection | None = None
-        self._copier: _Connection | None = None
+        self._admin: WatchedConnection | None = None
+        self._copier: WatchedConnection | None = None
+        self._fault: HeadraceError | None = None
         self._stream: ReplicationStream | None = None
         self._decoder: PgOutputDecoder | None = None
         self._state: PostgresState | None = None
@@ -140,13 +147,19 @@ class PostgresSource:
             if catalogue.is_standby:
                 await timeline.await_replay(self._admin, stored.lsn, say=self._say, source=self._name)
             stored.timeline = current_timeline
-        preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         self._tables = {table.oid: table for table in catalogue.tables}
+        if stored is not None:
+            await self._hold_published(stored)
+        if self._has_streamed and catalogue.free_senders <= 0:
+            raise SourceUnavailable(f'the server of source "{self._name}" has no free WAL sender', source=self._name)
+        preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         await self._hold_publication(catalogue)
         slot_lsn = await self._hold_slot(catalogue)
         self._state = stored or PostgresState(
             catalogue.system_identifier, current_timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
         )
+        now = await memberships(self._admin, self._publication, list(self._tables))
+        self._state.published = {oid: membership for oid, membership in now.items() if membership is not None}
         if self._plan_snapshot():
             await pgslot.wait_for_older_transactions(self._admin, self._say)
         self._decoder = PgOutputDecoder(
@@ -209,10 +222,21 @@ class PostgresSource:
             timelines.hold(stored.timeline, stored.lsn, source=self._name)
         return timelines.current
 
-    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> _Connection:
-        return await psycopg.AsyncConnection.connect(
+    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> WatchedConnection:
+        connection = await WatchedConnection.connect(
             conninfo(self._config, replication=replication, encoding=encoding, source=self._name), autocommit=True
         )
+        admin = self._admin
+        try:
+            if admin is None:
+                await connection.watch(_SILENCE_S)
+            else:
+                pid = connection.info.backend_pid
+                await connection.watch(_SILENCE_S, is_working=lambda: is_backend_at_work(admin, pid))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     async def _catalogue(self) -> Catalogue:
         assert self._admin is not None
@@ -270,6 +294,17 @@ class PostgresSource:
                 source=self._name,
             )
 
+    async def _hold_published(self, state: PostgresState) -> None:
+        """Refuse to go on behind a time in which the publication didn't send a table."""
+        assert self._admin is not None
+        hold_memberships(
+            state.published,
+            await memberships(self._admin, self._publication, list(state.published)),
+            {oid: table.full_name for oid, table in self._tables.items()},
+            publication=self._publication,
+            source=self._name,
+        )
+
     async def _hold_publication(self, catalogue: Catalogue) -> None:
         """Create the publication, or add tables that the configuration has and it hasn't."""
         assert self._admin is not None
@@ -324,6 +359,12 @@ class PostgresSource:
             except psycopg.errors.ObjectInUse as error:
                 await stream.close()
                 if time.monotonic() < end:
+                    # A walsender of ours behind a dead link would hold the slot until wal_sender_timeout.
+                    await self._admin.execute(
+                        "select pg_catalog.pg_terminate_backend(active_pid) from pg_catalog.pg_replication_slots"
+                        " where slot_name = %s and active_pid = %s",
+                        [self._slot, self._walsender_pid],
+                    )
                     await asyncio.sleep(0.1)
                     continue
                 kind = SourceUnavailable if self._has_streamed else SourceRefused
@@ -338,6 +379,7 @@ class PostgresSource:
                 await stream.close()
                 raise
             self._stream = stream
+            self._walsender_pid = connection.info.backend_pid
             return
 
     # the snapshot
@@ -411,8 +453,11 @@ class PostgresSource:
             return []
         try:
             chunk = task.result()
-        except psycopg.Error as error:
-            raise connect_error(error, config=self._config, source=self._name) from error
+        except _ALTERED:
+            await asyncio.sleep(_RETRY_CHUNK_S)
+            await self._refresh_table(window.oid)
+            await self._next_chunk()
+            return []
         if not self._has_passed(chunk.high_lsn):
             assert self._stream is not None
             await self._stream.confirm(self._durable, reply=True)
@@ -481,8 +526,11 @@ class PostgresSource:
     # the stream
 
     async def read(self) -> ChangeBatch:
-        while not self._ready:
-            await self._advance()
+        try:
+            while not self._ready:
+                await self._advance()
+        except psycopg.Error as error:
+            raise connect_error(error, config=self._config, source=self._name) from error
         return self._ready.popleft()
 
     async def _advance(self) -> None:
@@ -490,12 +538,14 @@ class PostgresSource:
         stream, decoder, state = self._stream, self._decoder, self._state
         if stream is None or decoder is None or state is None:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
+        if self._fault is not None:
+            raise self._fault
         now = time.monotonic()
         heartbeat_s = self._config.heartbeat.s
         unconfirmed = self._durable > self._confirmed
         if unconfirmed and now - self._confirmed_at >= _CONFIRM_EVERY_S:
             await self._confirm()
-        if self._asked_at is not None and now - self._asked_at > _SILENCE_S:
+        if self._asked_at is not None and now - max(self._asked_at, stream.heard_at) > _SILENCE_S:
             raise SourceUnavailable(
                 f'the server of source "{self._name}" has not answered for {_SILENCE_S:.0f} s', source=self._name
             )
@@ -575,7 +625,10 @@ class PostgresSource:
     # numbers
 
     async def _monitor(self) -> None:
-        """Ask the server now and then what it keeps for us; a failure here is only a number less."""
+        """Ask the server now and then what it keeps for us, and whether its publication still sends everything.
+
+        A failed question is only a number less, unless the connection is gone with it.
+        """
         connection = self._admin
         assert connection is not None
         while True:
@@ -592,12 +645,24 @@ class PostgresSource:
                     self._retained_bytes = None if row[1] is None else int(str(row[1]))
                 if self._is_standby:
                     await self._follow_promotion(connection)
-            except (psycopg.Error, HeadraceError) as error:
+                assert self._state is not None
+                await self._hold_published(self._state)
+            except HistoryMismatch as error:
+                self._fail(error)
+            except psycopg.Error as error:
                 _log.debug("source %s: no slot figures (%s)", self._name, type(error).__name__)
+                if connection.closed:
+                    self._fail(connect_error(error, config=self._config, source=self._name))
             await self._copy.ask()
             await asyncio.sleep(_MONITOR_EVERY_S)
 
-    async def _follow_promotion(self, connection: _Connection) -> None:
+    def _fail(self, error: HeadraceError) -> None:
+        """Let the next turn of ``read`` raise the error."""
+        self._fault = error
+        if self._stream is not None:
+            self._stream.wake()
+
+    async def _follow_promotion(self, connection: WatchedConnection) -> None:
         """A stream goes on over its standby's promotion; the state must then name the new timeline."""
         cursor = await connection.execute(timeline.TIMELINE_NOW)
         row = await cursor.fetchone()
