@@ -304,27 +304,6 @@ async def read_chunk(
     )
 
 
-async def _hold_columns(
-    cursor: psycopg.AsyncCursor[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
-) -> None:
-    """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
-
-    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. A column added since the catalogue
-    was read would otherwise be missing in the rows, and nobody would say so.
-    """
-    name = sql.Identifier(table.schema, table.table)
-    only = sql.SQL("" if is_partitioned else "only ")
-    await cursor.execute(sql.SQL("lock table {}{} in access share mode").format(only, name))
-    await cursor.execute(
-        "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
-        " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
-        " and a.attgenerated = '' order by a.attnum",
-        [name.as_string(cursor), table.oid],
-    )
-    if await cursor.fetchall() != [(column.name, column.type_oid, column.modifier) for column in table.columns]:
-        raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
-
-
 async def _replay_position(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int | None:
     """How far a standby has replayed; None on a primary."""
     await cursor.execute(
@@ -361,6 +340,27 @@ async def _visibility(cursor: psycopg.AsyncCursor[tuple[object, ...]], replayed:
         if found[2] or str(found[1]) != first:
             return Visibility.parse(text, (replayed, parse_lsn(str(found[1])))), time_us
         await asyncio.sleep(_REPLAY_POLL_S)
+
+
+async def _hold_columns(
+    cursor: psycopg.AsyncCursor[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
+) -> None:
+    """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
+
+    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. A column added since the catalogue
+    was read would otherwise be missing in the rows, and nobody would say so.
+    """
+    name = sql.Identifier(table.schema, table.table)
+    only = sql.SQL("" if is_partitioned else "only ")
+    await cursor.execute(sql.SQL("lock table {}{} in access share mode").format(only, name))
+    await cursor.execute(
+        "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
+        " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
+        " and a.attgenerated = '' order by a.attnum",
+        [name.as_string(cursor), table.oid],
+    )
+    if await cursor.fetchall() != [(column.name, column.type_oid, column.modifier) for column in table.columns]:
+        raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
 
 
 async def _high_mark(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int:
