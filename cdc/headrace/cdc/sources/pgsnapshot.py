@@ -29,6 +29,7 @@ from psycopg import sql
 
 from headrace.cdc.decode.copytext import copy_row
 from headrace.cdc.decode.pgoutput import Transaction, row_kinds
+from headrace.cdc.decode.tableversion import shape
 from headrace.cdc.event import UNCHANGED, Absent, Change, Row, TableSchema, Value, key_text
 from headrace.cdc.position import parse_lsn
 
@@ -159,7 +160,7 @@ class ChunkWindow:
     def apply(self, chunk: Chunk) -> list[Row] | None:
         """The chunk's rows as of its high mark; None when the table's columns changed meanwhile (read it again)."""
         unseen = [change for xid, changes in self._transactions if not chunk.visibility.sees(xid) for change in changes]
-        if any(change.table.columns != chunk.table.columns for change in unseen):
+        if any(shape(change.table) != shape(chunk.table) for change in unseen):
             return None
         if not chunk.table.key:
             return _as_multiset(chunk.rows, unseen)

@@ -24,6 +24,7 @@ from psycopg import sql
 
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.pgoutput import PgOutputDecoder, Transaction
+from headrace.cdc.decode.tableversion import TableVersion, changes_of
 from headrace.cdc.errors import HeadraceError, HistoryMismatch, SourceRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn, parse_lsn
@@ -35,10 +36,10 @@ from headrace.cdc.sources.pgsnapshot import (
     ChunkWindow,
     SnapshotState,
     TableCopy,
-    read_chunk,
     unseen_deliveries,
 )
 from headrace.cdc.sources.pgstream import ReplicationStream
+from headrace.cdc.sources.pgtables import TableChanged, chunk_changes, new_tables, plan, read_current
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
 
 _log = logging.getLogger("headrace.source")
@@ -57,7 +58,7 @@ _Connection = psycopg.AsyncConnection[tuple[object, ...]]
 class PostgresState(msgspec.Struct):
     """What the log keeps of this source; a restart goes on from exactly here.
 
-    lsn: everything that committed before it is in the log. versions: table OID -> (schema version, fingerprint).
+    lsn: everything that committed before it is in the log. versions: of each table, by OID.
     incarnation: part of every change's id; counts histories that one log has taken from this source.
     """
 
@@ -67,7 +68,7 @@ class PostgresState(msgspec.Struct):
     slot: str
     incarnation: int
     lsn: int
-    versions: dict[int, tuple[int, str]]
+    versions: dict[int, TableVersion]
     snapshot: SnapshotState | None
 
 
@@ -106,6 +107,7 @@ class PostgresSource:
         self._last_emit = 0.0
         self._asked_at: float | None = None
         self._seen_keepalive_us = 0
+        self._must_wait = False
 
     @property
     def name(self) -> str:
@@ -148,6 +150,7 @@ class PostgresSource:
             self._state.versions,
         )
         self._decoder.skip_until = self._state.lsn
+        self._decoder.message_patterns = tuple(self._config.messages)
         self._durable = self._confirmed = self._state.lsn if stored is not None else 0
         await self._stream_from(self._state.lsn)
         self._has_streamed = True
@@ -323,7 +326,12 @@ class PostgresSource:
             connection = await self._connect(replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8")
             stream = ReplicationStream(connection, source=self._name)
             try:
-                await stream.start(self._slot, lsn, self._publication)
+                await stream.start(
+                    self._slot,
+                    lsn,
+                    self._publication,
+                    has_messages=bool(self._config.messages) and self._admin.info.server_version >= 140000,
+                )
             except psycopg.errors.ObjectInUse as error:
                 await stream.close()
                 if time.monotonic() < end:
@@ -354,20 +362,8 @@ class PostgresSource:
         assert state is not None
         if self._config.snapshot == "never":
             return False
-        known = {table.oid for table in state.snapshot.tables} if state.snapshot is not None else set[int]()
-        new = [
-            TableCopy(table.oid, f"{table.schema}.{table.name}", estimate=table.estimated_rows)
-            for table in self._tables.values()
-            if table.oid not in known
-        ]
-        if state.snapshot is None:
-            state.snapshot = SnapshotState(1, new)
-        else:
-            gone = [table for table in state.snapshot.tables if not table.is_done and table.oid not in self._tables]
-            for table in gone:
-                table.is_done = True
-            state.snapshot.tables.extend(new)
-        return bool(new)
+        state.snapshot, has_new = plan(state.snapshot, self._tables)
+        return has_new
 
     async def _next_chunk(self) -> None:
         """Open the window of the next chunk, then read it beside the stream."""
@@ -388,14 +384,15 @@ class PostgresSource:
         self._chunk_task.add_done_callback(lambda _: self._stream.wake() if self._stream is not None else None)
 
     async def _read_chunk(self, copy: TableCopy) -> Chunk:
-        assert self._decoder is not None
         if self._copier is None:
             self._copier = await self._connect()
-        table = self._tables[copy.oid]
-        schema = self._decoder.versioned(table.table_schema())
-        return await read_chunk(
-            self._copier, schema, copy, order=table.key_order(), is_partitioned=table.is_partitioned
-        )
+        if self._must_wait:
+            await self._wait_for_older_transactions()
+            self._must_wait = False
+            self._reason = ""
+        table, chunk = await read_current(self._copier, copy, publication=self._publication)
+        self._tables[copy.oid] = table
+        return chunk
 
     async def _finish_chunk(self, transactions: list[Transaction]) -> list[Change]:
         """The rows of a chunk that the stream has passed, as changes; nothing while it hasn't."""
@@ -406,6 +403,8 @@ class PostgresSource:
         copy = state.snapshot.current()
         assert copy is not None
         for transaction in transactions:
+            if transaction.xid == 0:  # a message: it changes no row
+                continue
             window.note(transaction)
             state.snapshot.delivered.append(transaction.xid)
             if copy.oid in self._tables:
@@ -414,6 +413,10 @@ class PostgresSource:
             return []
         try:
             chunk = task.result()
+        except TableChanged:
+            await self._refresh_table(window.oid)
+            await self._next_chunk()
+            return []
         except psycopg.Error as error:
             raise connect_error(error, config=self._config, source=self._name) from error
         if not self._has_passed(chunk.high_lsn):
@@ -431,7 +434,9 @@ class PostgresSource:
             return []
         # What this SELECT sees, every later one sees too.
         state.snapshot.delivered = unseen_deliveries(state.snapshot.delivered, chunk.visibility)
-        changes = self._reads(chunk, rows, copy)
+        changes = chunk_changes(
+            chunk, rows, copy, state.versions, f"{self._name}-{state.incarnation}-s{state.snapshot.number}-"
+        )
         copy.rows += len(rows)
         copy.took(chunk)
         self._chunk_task = None
@@ -443,36 +448,6 @@ class PostgresSource:
         assert state is not None and decoder is not None
         return max(state.lsn, 0 if decoder.in_transaction else decoder.wal_end) >= lsn
 
-    def _reads(self, chunk: Chunk, rows: list[Any], copy: TableCopy) -> list[Change]:
-        state = self._state
-        assert state is not None and state.snapshot is not None
-        table = chunk.table
-        identifier = f"{self._name}-{state.incarnation}-s{state.snapshot.number}-{table.oid}-"
-        position = format_lsn(chunk.high_lsn) + ":"
-        first = copy.rows
-        changes: list[Change] = []
-        if not table.key:
-            changes.append(
-                Change(table, "truncate", None, None, f"{position}0", f"{identifier}t", 0, 0, False, chunk.time_us)
-            )
-        last = len(rows) - 1
-        changes.extend(
-            Change(
-                table,
-                "read",
-                None,
-                row,
-                f"{position}{index}",
-                f"{identifier}{first + index}",
-                0,
-                index,
-                index == last,
-                chunk.time_us,
-            )
-            for index, row in enumerate(rows)
-        )
-        return changes
-
     async def _refresh_table(self, oid: int) -> None:
         catalogue = await self._catalogue()
         self._tables = {table.oid: table for table in catalogue.tables}
@@ -480,6 +455,20 @@ class PostgresSource:
             for copy in self._state.snapshot.tables:
                 if copy.oid == oid:
                     copy.is_done = True
+
+    async def _adopt(self, transactions: list[Transaction]) -> None:
+        """Copy tables that come into the stream while it runs: their older rows needn't have been in it."""
+        state = self._state
+        assert state is not None
+        new = new_tables(transactions) - self._tables.keys()
+        if not new or self._config.snapshot == "never":
+            return
+        self._tables = {table.oid: table for table in (await self._catalogue()).tables}
+        if self._plan_snapshot():
+            self._must_wait = True
+            self._phase = "snapshot"
+            if self._window is None:
+                await self._next_chunk()
 
     # the stream
 
@@ -524,7 +513,8 @@ class PostgresSource:
         decoder.transactions = []
         if transactions:
             state.lsn = transactions[-1].end_lsn
-            changes = [change for transaction in transactions for change in transaction.changes]
+            changes = changes_of(transactions)
+            await self._adopt(transactions)
             time_us = transactions[-1].commit_us
         else:
             changes = []
