@@ -159,7 +159,7 @@ class SchemaEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     It stands in the log before the first row of the version, in the same append; RowPart.schema_version of each row says which it
     is of, also where the log has several partitions. The first version of a table has no event. columns: in the order of the rows.
     key: names of the primary key. renamed_from: the table's former ``schema.table``; rows that came under it are the table's.
-    replaced_oid: this is another table than the one that had the name before (dropped, or renamed away); a truncate follows.
+    replaced_oid: this is another table than the one that had the name before (dropped, or renamed away); a truncate of that one stands just before.
     """
 
     version: int

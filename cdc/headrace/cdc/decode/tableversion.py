@@ -38,7 +38,7 @@ class SchemaNews(msgspec.Struct, frozen=True, gc=False):
 
     ordinal: of the change in its transaction that is the first of it. is_new_table: the OID was never seen. renamed_from: the
     former ``schema.table`` of the same OID, else "". replaced_oid: of another table that had this name before and is gone from it
-    (dropped, or renamed away); 0 = none.
+    (dropped, or renamed away), and replaced_version its last version; 0 = none.
     """
 
     table: TableSchema
@@ -46,6 +46,7 @@ class SchemaNews(msgspec.Struct, frozen=True, gc=False):
     is_new_table: bool
     renamed_from: str
     replaced_oid: int
+    replaced_version: int
 
     @property
     def is_change(self) -> bool:
@@ -73,12 +74,10 @@ def versioned(
     # A state of before names were kept has none: such a table isn't renamed for all we know.
     renamed_from = known.name if known is not None and known.name not in ("", name) else ""
     replaced_oid = next((oid for oid, other in versions.items() if other.name == name and oid != table.oid), 0)
-    last = 0 if known is None else known.version
-    if replaced_oid:
-        last = max(last, versions.pop(replaced_oid).version)
-    new = _with_version(table, last + 1)
+    replaced_version = versions.pop(replaced_oid).version if replaced_oid else 0
+    new = _with_version(table, max(replaced_version, 0 if known is None else known.version) + 1)
     versions[table.oid] = TableVersion(new.version, fingerprint, name)
-    return new, SchemaNews(new, ordinal, known is None, renamed_from, replaced_oid)
+    return new, SchemaNews(new, ordinal, known is None, renamed_from, replaced_oid, replaced_version)
 
 
 def _with_version(table: TableSchema, version: int) -> TableSchema:
@@ -88,22 +87,23 @@ def _with_version(table: TableSchema, version: int) -> TableSchema:
 def schema_changes(news: SchemaNews, *, position: str, identifier: str, xid: int, time_us: int) -> list[Change]:
     """The events before the first row of a new version, none for the first sight of a table.
 
-    A table that took another's name is announced with a truncate: DROP TABLE itself says nothing, and the old rows are gone.
+    A table that took another's name is announced by a truncate of that one: DROP TABLE itself says nothing, and the old rows are gone.
     identifier, position: of that first row; the events take neither its id nor a place of their own.
     """
     if not news.is_change:
         return []
+    changes: list[Change] = []
     detail: dict[str, str | int] = {}
-    if news.renamed_from:
-        detail["renamed_from"] = news.renamed_from
+    table, ordinal = news.table, news.ordinal
     if news.replaced_oid:
         detail["replaced_oid"] = news.replaced_oid
-    table, ordinal = news.table, news.ordinal
-    changes = [
+        gone = TableSchema(table.schema, table.table, (), (), "d", news.replaced_oid, news.replaced_version)
+        changes.append(Change(gone, "truncate", None, None, position, f"{identifier}t", xid, ordinal, False, time_us))
+    if news.renamed_from:
+        detail["renamed_from"] = news.renamed_from
+    changes.append(
         Change(table, "schema", None, None, position, f"{identifier}s", xid, ordinal, False, time_us, detail or None)
-    ]
-    if news.replaced_oid:
-        changes.append(Change(table, "truncate", None, None, position, f"{identifier}t", xid, ordinal, False, time_us))
+    )
     return changes
 
 
