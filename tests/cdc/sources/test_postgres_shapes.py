@@ -35,16 +35,19 @@ async def test_each_change_under_each_replica_identity(database: Database, reade
     database.execute("create table t (id int primary key, code text not null, n int, big text, small text)")
     database.execute("alter table t alter big set storage external")
     database.execute("create unique index t_code on t (code)")
-    database.execute(f"alter table t replica identity {IDENTITIES[identity]}")
-    insert = "insert into t select n, 'c' || n, 0, case when n %% 2 = 1 then %s end, 's' from generate_series(%s, %s) n"
+    if identity != "nothing":
+        database.execute(f"alter table t replica identity {IDENTITIES[identity]}")
+    insert = "insert into t select n, 'c' || n, 0, case when n %% 2 = 1 then %s::text end, 's' from generate_series(%s::int, %s::int) n"
     database.execute(insert, BIG, 1, 3)
     r = await reader()
     await r.until_streaming()
     database.execute(insert, BIG, 4, 6)
-    if identity == "nothing":
+    if identity == "nothing":  # such a table is refused at the start; this one loses its identity later
+        database.execute("alter table t replica identity nothing")
+        database.execute(insert, BIG, 7, 9)
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
             database.execute("update t set n = 1")
-        await r.until_op("insert", 3)
+        await r.until_op("insert", 6)
         assert r.fold.rows("public.t") == server_rows(database.dsn, "t")
         return
     database.execute("update t set n = 1 where id = 1")  # left alone
@@ -66,7 +69,7 @@ async def test_each_change_under_each_replica_identity(database: Database, reade
         (False, True),
     ]
     before = [
-        None if c.before is None else [name for name, v in zip("id code n big small".split(), c.before, strict=True) if v is not UNCHANGED]
+        None if c.before is None else [name for name, v in zip(["id", "code", "n", "big", "small"], c.before, strict=True) if v is not UNCHANGED]
         for c in [*updates, r.changes[-1]]
     ]  # fmt: skip
     key = ["id", "code", "n", "big", "small"] if identity == "full" else ["id"] if identity == "default" else ["code"]
@@ -85,6 +88,7 @@ async def test_an_identity_index_that_is_dropped_leaves_a_table_that_only_grows(
     database.execute("alter table t replica identity using index t_code")
     r = await reader()
     await r.until_streaming()
+    r.fold.is_snapshotting = True  # a fold can't follow rows whose key becomes another
     database.execute("insert into t values (1, 'a')")
     database.execute("drop index t_code")
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
@@ -223,13 +227,13 @@ async def test_identifiers_of_63_bytes_and_any_character(database: Database, rea
     names = ["ä" * 31 + "x", "\t\n\r \\ \x01'\"%s", "SELECT", "a.b", "🙂" * 15, "-- ; drop"]
     assert len(names[0].encode()) == 63
     for number, name in enumerate(names):
-        quoted = psycopg.sql.Identifier(name).as_string(database.connection).replace("%", "%%")
+        quoted = psycopg.sql.Identifier(name).as_string(database.connection)
         database.execute(f"create table {quoted} (id int primary key, {quoted} text)")
         database.execute(f"insert into {quoted} values (1, 'v{number}')")
     r = await reader()
     await r.until_streaming()
     for name in names:
-        quoted = psycopg.sql.Identifier(name).as_string(database.connection).replace("%", "%%")
+        quoted = psycopg.sql.Identifier(name).as_string(database.connection)
         database.execute(f"update {quoted} set id = 2")
     await r.until_op("update", len(names))
     updates = [change for change in r.changes if change.op == "update"]
@@ -241,6 +245,7 @@ async def test_identifiers_of_63_bytes_and_any_character(database: Database, rea
 @both
 async def test_a_table_without_columns_has_rows(database: Database, reader: MakeReader) -> None:
     database.execute("create table t ()")
+    database.execute("alter table t replica identity full")
     database.execute("create table u (id int primary key)")
     database.execute("insert into t default values")
     r = await reader()

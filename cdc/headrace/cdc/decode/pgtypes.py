@@ -63,7 +63,7 @@ TYPES: Final[tuple[PgType, ...]] = tuple(
         (114, "json", TEXT, "byte for byte as it was given: spaces, order and doubled keys too"),
         (3802, "jsonb", TEXT, "the server's normal form; its numbers keep every digit"),
         (4072, "jsonpath", TEXT, ""),
-        (142, "xml", TEXT, "as it was given"),
+        (142, "xml", TEXT, "as SELECT prints it: without the encoding of an XML declaration"),
         (1560, "bit", TEXT, "`10101`"),
         (1562, "varbit", TEXT, "`10101`"),
         (869, "inet", TEXT, "`10.0.0.1/8`"),
