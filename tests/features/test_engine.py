@@ -396,3 +396,29 @@ def test_a_log_of_several_partitions_is_refused_with_the_cure(definitions: Path)
     with pytest.raises(ConfigError, match="one partition") as caught:
         make_engine(load_definitions(definitions), MemoryStore(), SlicedLog(partitions=4))
     assert "partitions: 1" in caught.value.advice
+
+
+class DeafStore(MemoryStore):
+    """Its client takes a cancellation for something of its own, as redis-py's look into its socket can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = asyncio.Event()
+
+    async def write(self, writes: Sequence[ViewWrite]) -> None:
+        self.is_writing.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await super().write(writes)
+
+
+async def test_a_stop_that_the_store_swallows_still_stops_the_engine(definitions: Path) -> None:
+    (view,) = load_definitions(definitions)
+    store, log = DeafStore(), SlicedLog()
+    await log.add(order(1, customer=7))
+    task = asyncio.create_task(make_engine([view], store, log).run())
+    await store.is_writing.wait()
+    task.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait([task])
+    assert task.cancelled()

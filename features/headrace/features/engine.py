@@ -123,8 +123,12 @@ class FeatureEngine:
             await store.open()
             await self._begin(store)
             self._store = store
-            while True:
+            # A store's client may swallow a cancellation: redis-py looks into its socket under asyncio.timeout(0), which turns one
+            # that was asked for just before into its own time-out. Then nobody would cancel us again.
+            task = asyncio.current_task()
+            while task is None or not task.cancelling():
                 await self.turn()
+            raise asyncio.CancelledError
         finally:
             self._store = None
             self._main = None
