@@ -85,6 +85,11 @@ class TableCopy(msgspec.Struct):
     is_read: bool = False
     again: list[tuple[str, ...]] = []
 
+    @property
+    def is_untouched(self) -> bool:
+        """Nothing of it has been read."""
+        return not (self.is_done or self.is_read or self.after or self.rows)
+
     def note_moved(self, transaction: Transaction, key_columns: Sequence[str]) -> None:
         """Remember the rows that must be read once more. key_columns: names in the order of the key's index."""
         for change in transaction.changes:

@@ -143,6 +143,9 @@ class PostgresSource:
         )
         if self._plan_snapshot():
             await self._wait_for_older_transactions()
+        elif self._state.snapshot is not None:
+            # It may have come while the source ran, and stopped before the wait was over.
+            self._must_wait = any(copy.is_untouched for copy in self._state.snapshot.tables)
         self._decoder = PgOutputDecoder(
             f"{self._name}-{self._state.incarnation}-",
             await type_names(self._admin),
