@@ -90,8 +90,22 @@ class CompileHook(BuildHookInterface):
         here = Path.cwd()
         os.chdir(root)
         try:
-            modules = cythonize(extensions, build_dir=str(work), language_level=3, quiet=True)
+            # The roots are named because a namespace package has no __init__.py by which Cython would find the .pxd files: it
+            # would compile without their types and say nothing.
+            roots = sorted({str(root / Path(module).parts[0]) for module in HOT_MODULES})
+            # The .pxd files alone give C types: an annotation ``int`` would mean a Python object and contradict them.
+            # force: neither Cython nor setuptools sees that this file, or Cython itself, is another than last time.
+            modules = cythonize(
+                extensions,
+                build_dir=str(work),
+                include_path=roots,
+                language_level=3,
+                compiler_directives={"annotation_typing": False},
+                quiet=True,
+                force=True,
+            )
             command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
+            command.force = True
             command.build_lib = str(work / "lib")
             command.build_temp = str(work / "temp")
             command.ensure_finalized()
@@ -105,8 +119,8 @@ class CompileHook(BuildHookInterface):
 
 
 def _digests(root: Path, module: str) -> dict[str, str]:
-    """SHA-256 of the module and of the .pxd beside it."""
-    sources = [module, str(Path(module).with_suffix(".pxd"))]
+    """SHA-256 of the module, of the .pxd beside it, and of this file, which decides how it is compiled."""
+    sources = [module, str(Path(module).with_suffix(".pxd")), Path(__file__).name]
     return {
         source: hashlib.sha256((root / source).read_bytes()).hexdigest()
         for source in sources

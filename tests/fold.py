@@ -7,6 +7,7 @@ AssertionError, so lost and reordered changes show up even where the end state h
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,13 +25,17 @@ Values = dict[str, Any]
 
 
 class Fold:
-    """Tables by ``schema.table``. is_snapshotting: before the initial copy is whole, a change may meet no row."""
+    """Tables by ``schema.table``.
+
+    is_snapshotting: before the initial copy is whole, a change may meet no row. copied: tables whose copy is whole already.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[tuple[Any, ...], Values]] = {}
         self.bags: dict[str, Counter[tuple[Any, ...]]] = {}
         self.ids: set[str] = set()
         self.is_snapshotting = True
+        self.copied: set[str] = set()
 
     def change(self, change: Change) -> None:
         """Lay one decoded change over the tables."""
@@ -88,13 +93,14 @@ class Fold:
         if not key:
             self._bag(identifier, table, before, after)
             return
+        is_strict = not self.is_snapshotting or table in self.copied
         rows = self.tables.setdefault(table, {})
         new = None if after is None else tuple(after[name] for name in key)
         old = new if before is None else tuple(before.get(name, None if after is None else after[name]) for name in key)
         if op == "insert":
-            assert new not in rows or self.is_snapshotting, f"{identifier}: {table} {new} is there already"
+            assert new not in rows or not is_strict, f"{identifier}: {table} {new} is there already"
         if op in ("update", "delete"):
-            assert old in rows or self.is_snapshotting, f"{identifier}: {table} {old} isn't there to {op}"
+            assert old in rows or not is_strict, f"{identifier}: {table} {old} isn't there to {op}"
         former = rows.pop(old, {}) if op in ("update", "delete") else {}
         if new is not None and after is not None:
             rows[new] = {**former, **after}
@@ -103,32 +109,59 @@ class Fold:
         bag = self.bags.setdefault(table, Counter())
         if before is not None:
             row = tuple(sorted(before.items()))
-            assert bag[row] > 0 or self.is_snapshotting, f"{identifier}: a row of {table} isn't there"
+            is_strict = not self.is_snapshotting or table in self.copied
+            assert bag[row] > 0 or not is_strict, f"{identifier}: a row of {table} isn't there"
             bag[row] -= 1
         if after is not None:
             bag[tuple(sorted(after.items()))] += 1
 
-    def rows(self, table: str) -> list[Values]:
-        """All rows of a table, in the order of their text."""
+    def rows(self, table: str, columns: Sequence[str] | None = None) -> list[Values]:
+        """All rows of a table, in the order of their text. columns: only these, in this order; a row must have all of them."""
         if table in self.bags:
-            return sorted((dict(row) for row, count in self.bags[table].items() for _ in range(count)), key=repr)
-        return sorted(self.tables.get(table, {}).values(), key=repr)
+            found = [dict(row) for row, count in self.bags[table].items() for _ in range(count)]
+        else:
+            found = list(self.tables.get(table, {}).values())
+        if columns is not None:
+            found = [{name: row[name] for name in columns} for row in found]
+        return sorted(found, key=repr)
+
+
+def difference(found: Sequence[Values], wanted: Sequence[Values]) -> str:
+    """What tells two sets of rows apart, in few words: the columns that differ, or the first row too many or missing."""
+    too_many = [row for row in found if row not in wanted]
+    missing = [row for row in wanted if row not in found]
+    pairs = zip(too_many, missing, strict=False)
+    values = {
+        name: (repr(a[name])[-40:], repr(b.get(name))[-40:]) for a, b in pairs for name in a if a[name] != b.get(name)
+    }
+    return (
+        f"{len(found)} rows, not {len(wanted)}; {len(too_many)} too many, {len(missing)} missing: "
+        f"{values or [too_many[:1], missing[:1]]}"
+    )
 
 
 def server_rows(dsn: str, table: str) -> list[Values]:
     """The same of the server, by a plain SELECT of each column's text in a session with pinned settings."""
     with psycopg.connect(dsn, options=PINNED) as connection:
-        cursor = connection.execute(f"select * from {table} limit 0")
-        assert cursor.description is not None
-        columns = [(column.name, column.type_code) for column in cursor.description]
-        texts = ", ".join('"' + name.replace('"', '""') + '"::text' for name, _ in columns)
-        kinds = row_kinds([oid for _, oid in columns])
-        result: list[Values] = []
-        for row in connection.execute(f"select {texts} from {table}").fetchall():
-            values: Values = {}
-            for (name, oid), text, kind in zip(columns, row, kinds, strict=True):
-                if text is not None and oid == 16:
-                    text = text[0]  # a boolean's text is true or false; its output form is t or f
-                values[name] = None if text is None else text_value(text.encode(), kind)
-            result.append(values)
-    return sorted(result, key=repr)
+        return selected(connection, table)[1]
+
+
+def selected(connection: psycopg.Connection[Any], table: str) -> tuple[list[str], list[Values]]:
+    """Column names and rows of a table. connection: made with PINNED settings."""
+    # From the catalogue: a result's own description names a domain's base type.
+    columns = connection.execute(
+        "select attname, atttypid::int8 from pg_catalog.pg_attribute"
+        " where attrelid = %s::text::regclass and attnum > 0 and not attisdropped order by attnum",
+        [table],
+    ).fetchall()
+    quoted = ['"' + name.replace('"', '""') + '"' for name, _ in columns]
+    # format() prints by the type's output function; a cast to text would drop the blanks of char(n) and spell out booleans.
+    texts = ", ".join(f"case when num_nulls({name}) = 0 then format('%s', {name}) end" for name in quoted)
+    kinds = row_kinds([oid for _, oid in columns])
+    result: list[Values] = []
+    for row in connection.execute(f"select {texts} from {table}").fetchall():
+        values: Values = {}
+        for (name, _), text, kind in zip(columns, row, kinds, strict=True):
+            values[name] = None if text is None else text_value(text.encode(), kind)
+        result.append(values)
+    return [name for name, _ in columns], sorted(result, key=repr)

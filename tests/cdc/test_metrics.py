@@ -36,7 +36,7 @@ async def test_every_metric_follows_the_pattern_and_is_explained() -> None:
     async with serving(log) as served:
         metrics = CaptureMetrics(served.registry)
         metrics.watch_log(log)
-        metrics.watch_sources(lambda: {"shop": SourceStatus("snapshot", "", "0/1", 7, 8, 0.5, snapshot)})
+        metrics.watch_sources(lambda: {"shop": SourceStatus("snapshot", "", "0/1", 7, 8, 0.5, snapshot, False)})
         metrics.appended("shop", 3, 1)
         metrics.restarted("shop")
         async with served.http.get(f"{served.url}/metrics") as response:
@@ -55,6 +55,7 @@ async def test_every_metric_follows_the_pattern_and_is_explained() -> None:
     assert values["headrace_capture_appended_rows_total"] == 3
     assert values["headrace_source_lag_bytes"] == 7
     assert values["headrace_source_retained_bytes"] == 8
+    assert values["headrace_source_failover_safe"] == 0
     assert values["headrace_source_phase_code"] == 2
     assert values["headrace_source_snapshot_copied_rows"] == 10
     assert values["headrace_log_end_offset_events"] == 1

@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 from prometheus_client import CollectorRegistry
@@ -31,6 +31,7 @@ _log = logging.getLogger("headrace.app")
 _RETAIN_EVERY_S = 60.0
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 30.0
+_ASK_AGAIN_S = 2.0
 
 
 class Application:
@@ -112,8 +113,7 @@ class Application:
                 tasks += [group.create_task(self._keep_running(consumer)) for consumer in consumers]
                 tasks.append(group.create_task(self._retain(log)))
                 await stop.wait()
-                for task in tasks:
-                    task.cancel()
+                await _end(tasks)
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
 
@@ -160,6 +160,19 @@ class Application:
                 )
             statuses[capture.source.name] = status
         return statuses
+
+
+async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended.
+
+    One request isn't always heard: Python 3.11's wait_for, which redis and psycopg use, swallows a cancellation that comes at the same
+    moment as the answer it waits for.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_ASK_AGAIN_S)
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

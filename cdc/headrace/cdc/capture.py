@@ -123,9 +123,8 @@ class Capture:
                 news.clear()
                 await news.wait()
             append, batch = under_way[0]
-            # wait() leaves the append alone when this task is cancelled; it then still stands first for _settle.
-            await asyncio.wait([append])
-            append.result()
+            # shield leaves the append alone when this task is cancelled; it then still stands first for _settle.
+            await asyncio.shield(append)
             under_way.popleft()
             room.release()
             self._confirmed(batch)

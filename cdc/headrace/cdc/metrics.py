@@ -95,6 +95,11 @@ class _SourceCollector(Collector):
         lag_bytes = _gauge("headrace_source_lag_bytes", "What the server has and we haven't read.", "source")
         lag_s = _gauge("headrace_source_lag_seconds", "Age of the newest thing read, by the server's clock.", "source")
         retained = _gauge("headrace_source_retained_bytes", "What the server keeps on its disk for us.", "source")
+        safe = _gauge(
+            "headrace_source_failover_safe",
+            "1 when a promotion of the configured standby would keep the source's place.",
+            "source",
+        )
         copied = _gauge("headrace_source_snapshot_copied_rows", "Rows copied by the running snapshot.", "source")
         estimated = _gauge(
             "headrace_source_snapshot_estimated_rows", "Rows the snapshot will copy, estimated.", "source"
@@ -107,6 +112,7 @@ class _SourceCollector(Collector):
                 (lag_bytes, status.lag_bytes),
                 (lag_s, status.lag_s),
                 (retained, status.retained_bytes),
+                (safe, None if status.is_failover_safe is None else int(status.is_failover_safe)),
             ):
                 if value is not None:
                     family.add_metric([name], value)
@@ -119,7 +125,7 @@ class _SourceCollector(Collector):
             ):
                 if isinstance(snapshot.get(key), int):
                     family.add_metric([name], snapshot[key])
-        yield from (phase, lag_bytes, lag_s, retained, copied, estimated, done, known)
+        yield from (phase, lag_bytes, lag_s, retained, safe, copied, estimated, done, known)
 
 
 class _EngineCollector(Collector):

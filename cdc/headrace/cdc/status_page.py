@@ -62,6 +62,12 @@ def _sources(console: Console, sources: dict[str, Any]) -> None:
     for name, source in sources.items():
         if source["reason"]:
             console.print(Text(f"  {name}: {source['reason']}", "yellow"))
+        is_safe = source.get("is_failover_safe")
+        if is_safe is not None:
+            said = (
+                "failover-safe" if is_safe else "not failover-safe: a promotion of the standby now would lose the slot"
+            )
+            console.print(Text(f"  {name}: {said}", "" if is_safe else "yellow"))
         snapshot = source.get("snapshot")
         if snapshot:
             console.print(

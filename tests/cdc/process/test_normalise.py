@@ -211,3 +211,11 @@ def test_every_value_that_is_there_comes_back_exactly_and_no_other(row: tuple[An
             assert repr(came[name]) == repr(value)
         else:
             assert (value is UNCHANGED) == (name in _row(event).unchanged)
+
+
+@pytest.mark.parametrize("name", ['quo"ted', "back\\slash", "two\nlines", "c1", "", "Käse ☃"])
+def test_any_column_name_stands_in_properties_and_key_as_it_is(name: str) -> None:
+    table = TableSchema("public", "odd", (Column(name, 25, "text"), Column("plain", 25, "text")), (0,))
+    event = _event("insert", None, ("a", "b"), table=table)
+    assert _json(event.properties) == {name: "a", "plain": "b"}
+    assert _json(_row(event).key) == {name: "a"}

@@ -1,9 +1,10 @@
 # C types for the compiled twin of pgoutput.py; the Python file stays the only source of behaviour.
 cimport cython
 
+@cython.locals(first=cython.ulonglong)
 cdef unsigned long long _u32(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
 cdef unsigned long long _u64(bytes data, Py_ssize_t pos) except? 0xFFFFFFFFFFFFFFFF
-@cython.locals(value=cython.ulonglong)
+@cython.locals(value=cython.ulonglong, below=cython.longlong)
 cdef long long _time_us(bytes data, Py_ssize_t pos, str kind) except? -1
 
 @cython.final
@@ -58,6 +59,7 @@ cdef class PgOutputDecoder:
     cdef object _truncate(self, bytes data, Py_ssize_t size)
     @cython.locals(count=Py_ssize_t, column=Py_ssize_t, kinds=bytes, identity=bytes, values=list, form=cython.uchar, length=Py_ssize_t, end=Py_ssize_t, kind=cython.uchar)
     cdef tuple _tuple(self, bytes data, Py_ssize_t pos, Py_ssize_t size, _Relation relation, bint only_key)
+    @cython.locals(modifier=cython.longlong)
     cdef bint _announce(self, bytes data, Py_ssize_t size) except -1
     @cython.locals(end=Py_ssize_t)
     cdef str _cstring(self, bytes data, Py_ssize_t pos, Py_ssize_t size)

@@ -516,7 +516,8 @@ class PgOutputDecoder:
 
 
 def _u32(data: bytes, pos: int) -> int:
-    return (data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3]
+    first = data[pos]  # a name of its own: shifted as C's int, a byte of 128 or more would become a negative number
+    return (first << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3]
 
 
 def _u64(data: bytes, pos: int) -> int:
@@ -527,7 +528,8 @@ def _time_us(data: bytes, pos: int, kind: str) -> int:
     """A time of the wire, signed and since 2000, as microseconds since 1970; DecodeError when 64 bits can't hold it."""
     value = _u64(data, pos)
     if value >= 0x8000000000000000:
-        return -int(0xFFFFFFFFFFFFFFFF - value) - 1 + _EPOCH_2000_US
+        below = 0xFFFFFFFFFFFFFFFF - value  # a name of its own, so that the .pxd can make it signed
+        return _EPOCH_2000_US - 1 - below
     if value > 0x7FFFFFFFFFFFFFFF - _EPOCH_2000_US:
         raise DecodeError("a time beyond 64 bits", kind=kind, index=pos)
     return value + _EPOCH_2000_US

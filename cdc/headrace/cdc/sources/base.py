@@ -37,6 +37,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
     phase: ``connecting``, ``snapshot``, ``streaming`` or ``stopped``. reason: why it isn't streaming, else "".
     position: everything before it is durable in the log; "" before the first append. lag_bytes: WAL the server has beyond it, retained_bytes: WAL it keeps for us; None when unknown.
+    is_failover_safe: whether a promotion of the configured standby now would keep our place; None: nobody was asked.
     """
 
     phase: str
@@ -46,6 +47,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     retained_bytes: int | None = None
     lag_s: float | None = None
     snapshot: dict[str, Any] | None = None
+    is_failover_safe: bool | None = None
 
 
 class Source(Protocol):

@@ -86,6 +86,7 @@ class Slot(msgspec.Struct, frozen=True):
     confirmed_flush_lsn: str | None
     restart_lsn: str | None
     wal_status: str | None
+    is_failover: bool = False
 
 
 class Publication(msgspec.Struct, frozen=True):
@@ -99,7 +100,8 @@ class Publication(msgspec.Struct, frozen=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True):
-    """One reading. wal_lsn: where the server writes (a standby: replays). tables: what the configuration selects and can be
+    """One reading. wal_lsn: where the server writes (a standby: replays).
+    awaited_standby_slots: synchronized_standby_slots (from 17 on). tables: what the configuration selects and can be
     captured; others: what its patterns match but logical replication can't carry. unmatched: patterns that match nothing.
     """
 
@@ -126,6 +128,9 @@ class Catalogue(msgspec.Struct, frozen=True):
     unmatched: tuple[str, ...]
     slot: Slot | None
     publication: Publication | None
+    hot_standby_feedback: bool = True
+    primary_slot_name: str = ""
+    awaited_standby_slots: str = ""
 
 
 _SERVER = """
@@ -144,7 +149,9 @@ select current_setting('server_version_num')::int,
        current_setting('max_replication_slots')::int - (select count(*) from pg_catalog.pg_replication_slots)::int,
        current_setting('max_wal_senders')::int - (select count(*) from pg_catalog.pg_stat_get_wal_senders())::int,
        current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int,
-       current_setting('max_slot_wal_keep_size', true)
+       current_setting('max_slot_wal_keep_size', true),
+       current_setting('hot_standby_feedback')::bool, current_setting('primary_slot_name'),
+       coalesce(current_setting('synchronized_standby_slots', true), '')
   from pg_catalog.pg_roles r where r.rolname = current_user
 """
 
@@ -202,8 +209,9 @@ select i.indrelid::int8, pg_catalog.array_agg(a.attname::text order by k.place)
 """
 
 _SLOT = """
-select plugin::text, database::text, active_pid, confirmed_flush_lsn::text, restart_lsn::text, wal_status
-  from pg_catalog.pg_replication_slots where slot_name = %s
+select plugin::text, database::text, active_pid, confirmed_flush_lsn::text, restart_lsn::text, wal_status,
+       coalesce((pg_catalog.to_jsonb(s) ->> 'failover')::bool, false)
+  from pg_catalog.pg_replication_slots s where slot_name = %s
 """
 
 _PUBLICATION = """
@@ -255,13 +263,16 @@ async def read_catalogue(connection: _Connection, config: PostgresConfig, *, slo
         unmatched=unmatched,
         slot=_slot(slots),
         publication=await _publication(connection, publication, version),
+        hot_standby_feedback=bool(server[17]),
+        primary_slot_name=str(server[18] or ""),
+        awaited_standby_slots=str(server[19]),
     )
 
 
 def _slot(rows: list[tuple[object, ...]]) -> Slot | None:
     if not rows:
         return None
-    plugin, database, active_pid, confirmed, restart, status = rows[0]
+    plugin, database, active_pid, confirmed, restart, status, is_failover = rows[0]
     return Slot(
         _text(plugin),
         _text(database),
@@ -269,6 +280,7 @@ def _slot(rows: list[tuple[object, ...]]) -> Slot | None:
         _text(confirmed),
         _text(restart),
         _text(status),
+        bool(is_failover),
     )
 
 

@@ -11,6 +11,10 @@ with the place where the next one begins, so a restart goes on at that place. Wh
    are dropped from the chunk, for the log already holds something newer; where the stream sent only part of a row (an unchanged
    TOAST value), the chunk's row is emitted with the newer columns laid over it.
 4. Every transaction delivered before the window opened must be visible. If one isn't, the chunk is read again.
+   On a standby ``pg_current_snapshot()`` leaves out which transactions are running, so from xmin up its word isn't enough. There a
+   transaction becomes visible while its commit is replayed, never later: one is seen if it ends before the replay position read ahead of
+   the SELECT's snapshot, and not seen if it ends behind the position replayed once the snapshot stood (``Visibility.replayed``). What
+   ends in between is unknown, and when it touched the table the chunk is read again. What was delivered was replayed, so rule 4 holds.
 5. A row whose key moves while its table is being copied can go from where the copy hasn't been to where it won't come again. Its
    update says all of it, but for large values that weren't sent again: such keys are noted and read once more at the end.
 
@@ -36,25 +40,31 @@ from headrace.cdc.position import parse_lsn
 CHUNK_ROWS = 10_000
 _WAL_PAGE = 8192
 _LONGEST_PAGE_HEADER = 40
+_REPLAY_POLL_S = 0.002
+_UNTOLD = 1 << 63
 
 KeyTuple = tuple[Value, ...]
 
 
 class Visibility(msgspec.Struct, frozen=True):
-    """``pg_current_snapshot()``: which transactions a SELECT sees. All ids are 64-bit."""
+    """``pg_current_snapshot()``: which transactions a SELECT sees. All ids are 64-bit.
+
+    replayed: on a standby, the positions (before, after) around the taking of the snapshot; running is then unknown.
+    """
 
     xmin: int
     xmax: int
     running: frozenset[int]
+    replayed: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Visibility:
+    def parse(cls, text: str, replayed: tuple[int, int] | None = None) -> Visibility:
         """From the text ``xmin:xmax:xip,xip``."""
         xmin, xmax, running = text.split(":")
-        return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in running.split(",") if xid))
+        return cls(int(xmin), int(xmax), frozenset(int(xid) for xid in running.split(",") if xid), replayed)
 
-    def sees(self, xid: int) -> bool:
-        """Whether a committed transaction is visible. xid: 32 bits, as the stream has it.
+    def sees(self, xid: int, end_lsn: int) -> bool | None:
+        """Whether a committed transaction is visible; None: can't be told. xid: 32 bits, as the stream has it.
 
         The stream's ids lie within 2^31 of the snapshot's, which decides the missing upper half.
         """
@@ -65,7 +75,12 @@ class Visibility(msgspec.Struct, frozen=True):
             full += 1 << 32
         if full < self.xmin:
             return True
-        return full < self.xmax and full not in self.running
+        if full >= self.xmax:
+            return False
+        if self.replayed is None:
+            return full not in self.running
+        before, after = self.replayed
+        return True if end_lsn <= before else False if end_lsn > after else None
 
 
 class TableCopy(msgspec.Struct):
@@ -154,17 +169,26 @@ class ChunkWindow:
     def __init__(self, oid: int, delivered_before: frozenset[int]) -> None:
         self.oid = oid
         self.delivered_before = delivered_before
-        self._transactions: list[tuple[int, list[Change]]] = []
+        self._transactions: list[tuple[Transaction, list[Change]]] = []
 
     def note(self, transaction: Transaction) -> None:
         """Remember a delivered transaction's changes of the table."""
         changes = [change for change in transaction.changes if change.table.oid == self.oid]
         if changes:
-            self._transactions.append((transaction.xid, changes))
+            self._transactions.append((transaction, changes))
 
     def apply(self, chunk: Chunk) -> list[Row] | None:
-        """The chunk's rows as of its high mark; None when the table's columns changed meanwhile (read it again)."""
-        unseen = [change for xid, changes in self._transactions if not chunk.visibility.sees(xid) for change in changes]
+        """The chunk's rows as of its high mark.
+
+        None when it must be read again: the table's columns changed meanwhile, or what the chunk saw can't be told.
+        """
+        unseen: list[Change] = []
+        for transaction, changes in self._transactions:
+            is_seen = chunk.visibility.sees(transaction.xid, transaction.end_lsn)
+            if is_seen is None:
+                return None
+            if not is_seen:
+                unseen.extend(changes)
         if any(shape(change.table) != shape(chunk.table) for change in unseen):
             return None
         if not chunk.table.key:
@@ -244,7 +268,7 @@ async def read_chunk(
     """Read the rows behind key ``copy.after``, or those to be read again; all rows of a table without a key.
 
     order: the key's columns in the order of its index. connection: autocommit, with the same pinned settings as the stream.
-    Raises psycopg's errors.
+    Raises psycopg's errors; UndefinedTable, UndefinedColumn or InvalidSchemaName when the table isn't as ``table`` says any more.
     """
     again = copy.again[:limit] if copy.is_read else []
     query = _chunk_query(table, copy.after, again, order=order, is_partitioned=is_partitioned, limit=limit)
@@ -252,13 +276,11 @@ async def read_chunk(
     rows: list[Row] = []
     last_line = b""
     async with connection.cursor() as cursor:
+        replayed = await _replay_position(cursor)
         await cursor.execute("begin isolation level repeatable read read only")
         try:
-            await cursor.execute("select pg_catalog.pg_current_snapshot()::text, extract(epoch from clock_timestamp())")
-            found = await cursor.fetchone()
-            assert found is not None
-            visibility = Visibility.parse(str(found[0]))
-            time_us = int(float(str(found[1])) * 1_000_000)
+            await _hold_columns(cursor, table, is_partitioned=is_partitioned)
+            visibility, time_us = await _visibility(cursor, replayed)
             statement = query.as_bytes(connection)
             if connection.info.parameter_status("server_encoding") == "SQL_ASCII":
                 # No conversion: such a database may hold bytes that are no UTF-8, and the server would refuse to send them.
@@ -286,6 +308,65 @@ async def read_chunk(
         time_us=time_us,
         again_count=len(again),
     )
+
+
+async def _hold_columns(
+    cursor: psycopg.AsyncCursor[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
+) -> None:
+    """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
+
+    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. Columns that aren't published
+    may stand beside the known ones; whether one was added since the catalogue was read is seen after the chunk (pgtables.py).
+    """
+    name = sql.Identifier(table.schema, table.table)
+    only = sql.SQL("" if is_partitioned else "only ")
+    await cursor.execute(sql.SQL("lock table {}{} in access share mode").format(only, name))
+    await cursor.execute(
+        "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
+        " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
+        " order by a.attnum",
+        [name.as_string(cursor), table.oid],
+    )
+    if not set(shape(table)) <= set(await cursor.fetchall()) or cursor.rowcount == 0:
+        raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
+
+
+async def _replay_position(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int | None:
+    """How far a standby has replayed; None on a primary."""
+    await cursor.execute(
+        "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()::text end"
+    )
+    found = await cursor.fetchone()
+    return None if found is None or found[0] is None else parse_lsn(str(found[0]))
+
+
+async def _visibility(cursor: psycopg.AsyncCursor[tuple[object, ...]], replayed: int | None) -> tuple[Visibility, int]:
+    """What the transaction just begun sees, and the time. replayed: ``_replay_position`` before it began."""
+    await cursor.execute(
+        "select pg_catalog.pg_current_snapshot()::text, extract(epoch from clock_timestamp()), pg_catalog.pg_is_in_recovery()"
+    )
+    found = await cursor.fetchone()
+    assert found is not None
+    text, time_us = str(found[0]), int(float(str(found[1])) * 1_000_000)
+    if replayed is None:
+        return Visibility.parse(text), time_us
+    if not found[2]:  # promoted just now, before or after the snapshot: whose rules hold can't be told
+        return Visibility.parse(text, (replayed, _UNTOLD)), time_us
+    # A commit becomes visible a moment before the replay position passes it. That is over once another record is replayed, or
+    # when all that was received is. After a promotion the positions stand still.
+    first: str | None = None
+    while True:
+        await cursor.execute(
+            "select pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn()::text,"
+            " not pg_catalog.pg_is_in_recovery() or coalesce(pg_catalog.pg_last_wal_receive_lsn() <="
+            " pg_catalog.pg_last_wal_replay_lsn(), true)"
+        )
+        found = await cursor.fetchone()
+        assert found is not None
+        first = first or str(found[1])
+        if found[2] or str(found[1]) != first:
+            return Visibility.parse(text, (replayed, parse_lsn(str(found[1])))), time_us
+        await asyncio.sleep(_REPLAY_POLL_S)
 
 
 async def _high_mark(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int:
@@ -361,5 +442,7 @@ def _key_text(line: bytes, table: TableSchema, order: tuple[int, ...]) -> tuple[
 
 
 def unseen_deliveries(delivered: Iterable[int], visibility: Visibility) -> list[int]:
-    """Of delivered transactions, those that a SELECT with this visibility doesn't see."""
-    return [xid for xid in delivered if not visibility.sees(xid)]
+    """Of delivered transactions, those that a SELECT with this visibility doesn't see; on a standby it sees all."""
+    if visibility.replayed is not None:
+        return [] if visibility.replayed[1] < _UNTOLD else list(delivered)
+    return [xid for xid in delivered if not visibility.sees(xid, 0)]

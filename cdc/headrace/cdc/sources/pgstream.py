@@ -26,6 +26,8 @@ _BEHIND_FRAMES = 256
 _GULP_FRAMES = 4096
 """At most so many frames a read, so that the event loop gets its turn; about 1 MiB of ordinary rows."""
 _GULP_BYTES = 4 << 20
+_ANSWER_S = 30.0
+"""A server that takes no byte, or doesn't answer START_REPLICATION, for so long is behind a dead link."""
 
 
 class ReplicationStream:
@@ -47,7 +49,11 @@ class ReplicationStream:
         self._clock = clock
         self._was_behind = False
         self._confirmed = 0
-        self._waiting: asyncio.Future[None] | None = None
+        self._waiting: asyncio.Future[bool] | None = None
+        self._watched: int | None = None
+        """The socket, while the loop watches it for input: from one wait to the next, since arming it anew costs two system calls."""
+        self.heard_at = 0.0
+        """Monotonic time when bytes last came, be it only a part of a long message."""
 
     async def start(self, slot: str, lsn: int, publication: str, *, has_messages: bool = False) -> None:
         """Begin to stream after ``lsn``. has_messages: logical messages too (from 14 on).
@@ -64,7 +70,8 @@ class ReplicationStream:
         self._pg.send_query(query.encode())
         await self._flush()
         while self._pg.is_busy():
-            await self._readable(None)
+            if not await self._readable(_ANSWER_S):
+                raise SourceUnavailable("the server doesn't answer on the replication connection", source=self._source)
             self._pg.consume_input()
         result = self._pg.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
@@ -83,6 +90,8 @@ class ReplicationStream:
         if not frames:
             await self._readable(timeout_s)
             frames = self._gulp()
+        if frames:
+            self.heard_at = time.monotonic()
         self._was_behind = len(frames) >= _BEHIND_FRAMES
         return frames
 
@@ -98,6 +107,7 @@ class ReplicationStream:
                     length, data = pg.get_copy_data(1)
                     if length <= 0:
                         if length < 0:
+                            self._unwatch()
                             raise self._ended()
                         break
                     frames.append(bytes(data))
@@ -105,6 +115,7 @@ class ReplicationStream:
                 if len(frames) - before < 8:
                     break
         except psycopg.OperationalError as error:
+            self._unwatch()  # libpq has closed the socket: its number may soon be another file's
             if frames:
                 return frames  # what came before the break is whole; the next read reports the break
             raise SourceUnavailable(
@@ -146,44 +157,59 @@ class ReplicationStream:
 
     def wake(self) -> None:
         """Make a waiting ``frames`` return now, with nothing."""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        if self._waiting is not None:
+            _settle(self._waiting, True)
 
     async def close(self) -> None:
         """End the stream and the connection; closing twice is fine."""
+        self._unwatch()
         await self._connection.close()
 
     async def _flush(self) -> None:
         while self._pg.flush():
-            await self._ready(writable=True, timeout_s=None)
+            loop, socket = asyncio.get_running_loop(), self._pg.socket
+            ready: asyncio.Future[bool] = loop.create_future()
+            timer = loop.call_later(_ANSWER_S, _settle, ready, False)
+            loop.add_writer(socket, _settle, ready, True)
+            try:
+                is_writable = await ready
+            finally:
+                timer.cancel()
+                loop.remove_writer(socket)
+            if not is_writable:
+                raise SourceUnavailable("the server takes nothing on the replication connection", source=self._source)
 
-    async def _readable(self, timeout_s: float | None) -> bool:
-        return await self._ready(writable=False, timeout_s=timeout_s)
-
-    async def _ready(self, *, writable: bool, timeout_s: float | None) -> bool:
+    async def _readable(self, timeout_s: float) -> bool:
+        """Wait for input or for a wake; False when timeout_s was over first."""
         loop = asyncio.get_running_loop()
-        socket = self._pg.socket
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
+        ready: asyncio.Future[bool] = loop.create_future()
         self._waiting = ready
-        loop.add_reader(socket, wake)
-        if writable:
-            loop.add_writer(socket, wake)
+        if self._watched is None:
+            self._watched = self._pg.socket
+            loop.add_reader(self._watched, self._on_input)
+        timer = loop.call_later(timeout_s, _settle, ready, False)
         try:
-            async with asyncio.timeout(timeout_s):
-                await ready
-            return True
-        except TimeoutError:
-            return False
+            return await ready
         finally:
             self._waiting = None
-            loop.remove_reader(socket)
-            if writable:
-                loop.remove_writer(socket)
+            timer.cancel()
+
+    def _on_input(self) -> None:
+        self.heard_at = time.monotonic()
+        if self._waiting is None:
+            self._unwatch()  # nobody reads just now: the loop would tell us again and again
+        else:
+            self.wake()
+
+    def _unwatch(self) -> None:
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            self._watched = None
+
+
+def _settle(future: asyncio.Future[bool], result: bool) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def _first_line(error: Exception) -> str:

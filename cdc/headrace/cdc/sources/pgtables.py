@@ -19,6 +19,9 @@ from headrace.cdc.sources import pgsnapshot
 from headrace.cdc.sources.catalogue import Table, current_table
 from headrace.cdc.sources.pgsnapshot import Chunk, SnapshotState, TableCopy
 
+_ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
+"""A chunk's SELECT names what was renamed or dropped since the catalogue was read."""
+
 
 class TableChanged(Exception):  # never leaves the source: it is told to read again
     """The table was altered, renamed or dropped while a chunk of it was read."""
@@ -36,7 +39,7 @@ async def read_current(
         chunk = await pgsnapshot.read_chunk(
             connection, schema, copy, order=table.key_order(), is_partitioned=table.is_partitioned
         )
-    except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable) as error:
+    except _ALTERED as error:
         raise TableChanged from error
     after = await current_table(connection, copy.oid, publication=publication)
     if after is None or after.table_schema() != schema:

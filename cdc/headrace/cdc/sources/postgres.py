@@ -28,9 +28,11 @@ from headrace.cdc.decode.tableversion import TableVersion, changes_of
 from headrace.cdc.errors import HeadraceError, HistoryMismatch, SourceRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn, parse_lsn
-from headrace.cdc.sources import preflight
+from headrace.cdc.sources import pgslot, preflight, timeline
 from headrace.cdc.sources.base import ChangeBatch, SourceStatus
 from headrace.cdc.sources.catalogue import Catalogue, Table, primary_keys, read_catalogue, type_names
+from headrace.cdc.sources.failover import StandbyCopy
+from headrace.cdc.sources.link import WatchedConnection, is_backend_at_work
 from headrace.cdc.sources.pgsnapshot import (
     Chunk,
     ChunkWindow,
@@ -41,6 +43,7 @@ from headrace.cdc.sources.pgsnapshot import (
 from headrace.cdc.sources.pgstream import ReplicationStream
 from headrace.cdc.sources.pgtables import TableChanged, chunk_changes, new_tables, plan, read_current
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
+from headrace.cdc.sources.published import Membership, hold_memberships, memberships
 
 _log = logging.getLogger("headrace.source")
 
@@ -52,14 +55,13 @@ _CONFIRM_EVERY_S = 0.1
 _MONITOR_EVERY_S = 5.0
 _RETRY_CHUNK_S = 0.05
 
-_Connection = psycopg.AsyncConnection[tuple[object, ...]]
-
 
 class PostgresState(msgspec.Struct):
     """What the log keeps of this source; a restart goes on from exactly here.
 
     lsn: everything that committed before it is in the log. versions: of each table, by OID.
     incarnation: part of every change's id; counts histories that one log has taken from this source.
+    published: table OID -> its membership in the publication, which must never have changed.
     """
 
     system_identifier: str
@@ -70,6 +72,7 @@ class PostgresState(msgspec.Struct):
     lsn: int
     versions: dict[int, TableVersion]
     snapshot: SnapshotState | None
+    published: dict[int, Membership] = {}
 
 
 class PostgresSource:
@@ -88,11 +91,14 @@ class PostgresSource:
         self._has_streamed = False
         self._retained_bytes: int | None = None
         self._server_lsn = 0
+        self._walsender_pid = 0
+        self._copy = StandbyCopy(config, source=name, slot=self._slot)
         self._reset()
 
     def _reset(self) -> None:
-        self._admin: _Connection | None = None
-        self._copier: _Connection | None = None
+        self._admin: WatchedConnection | None = None
+        self._copier: WatchedConnection | None = None
+        self._fault: HeadraceError | None = None
         self._stream: ReplicationStream | None = None
         self._decoder: PgOutputDecoder | None = None
         self._state: PostgresState | None = None
@@ -108,6 +114,7 @@ class PostgresSource:
         self._asked_at: float | None = None
         self._seen_keepalive_us = 0
         self._must_wait = False
+        self._is_standby = False
 
     @property
     def name(self) -> str:
@@ -132,17 +139,28 @@ class PostgresSource:
     async def _start(self, stored: PostgresState | None) -> None:
         self._admin = await self._connect()
         catalogue = await self._catalogue()
+        self._is_standby = catalogue.is_standby
+        current_timeline = await self._hold_timeline(stored)
         if stored is not None:
             self._hold_history(stored, catalogue)
-        preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
+            if catalogue.is_standby:
+                await timeline.await_replay(self._admin, stored.lsn, say=self._say, source=self._name)
+            stored.timeline = current_timeline
         self._tables = {table.oid: table for table in catalogue.tables}
+        if stored is not None:
+            await self._hold_published(stored)
+        if self._has_streamed and catalogue.free_senders <= 0:
+            raise SourceUnavailable(f'the server of source "{self._name}" has no free WAL sender', source=self._name)
+        preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         await self._hold_publication(catalogue)
         slot_lsn = await self._hold_slot(catalogue)
         self._state = stored or PostgresState(
-            catalogue.system_identifier, catalogue.timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
+            catalogue.system_identifier, current_timeline, catalogue.database, self._slot, 0, slot_lsn, {}, None
         )
+        now = await memberships(self._admin, self._publication, list(self._tables))
+        self._state.published = {oid: membership for oid, membership in now.items() if membership is not None}
         if self._plan_snapshot():
-            await self._wait_for_older_transactions()
+            await pgslot.wait_for_older_transactions(self._admin, self._say)
         elif self._state.snapshot is not None:
             # It may have come while the source ran, and stopped before the wait was over.
             self._must_wait = any(copy.is_untouched for copy in self._state.snapshot.tables)
@@ -198,10 +216,30 @@ class PostgresSource:
             self._phase = "stopped"
             self._reason = "stopped"
 
-    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> _Connection:
-        return await psycopg.AsyncConnection.connect(
+    async def _hold_timeline(self, stored: PostgresState | None) -> int:
+        """The server's timeline, once the stored position is known to lie on its history."""
+        async with await self._connect(replication=True) as connection:
+            known = None if stored is None else stored.timeline
+            timelines = await timeline.read_timelines(connection, known=known)
+        if stored is not None and stored.system_identifier == timelines.system_identifier:
+            timelines.hold(stored.timeline, stored.lsn, source=self._name)
+        return timelines.current
+
+    async def _connect(self, *, replication: bool = False, encoding: str = "UTF8") -> WatchedConnection:
+        connection = await WatchedConnection.connect(
             conninfo(self._config, replication=replication, encoding=encoding, source=self._name), autocommit=True
         )
+        admin = self._admin
+        try:
+            if admin is None:
+                await connection.watch(_SILENCE_S)
+            else:
+                pid = connection.info.backend_pid
+                await connection.watch(_SILENCE_S, is_working=lambda: is_backend_at_work(admin, pid))
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
 
     async def _catalogue(self) -> Catalogue:
         assert self._admin is not None
@@ -222,7 +260,9 @@ class PostgresSource:
         """All that would go wrong with this source; changes nothing. Raises as ``start`` when the server can't be asked."""
         try:
             self._admin = await self._connect()
-            return self._findings(await self._catalogue(), is_first=True)
+            catalogue = await self._catalogue()
+            found = self._findings(catalogue, is_first=True)
+            return found + await self._copy.findings() if catalogue.slot is not None else found
         except psycopg.Error as error:
             raise connect_error(error, config=self._config, source=self._name) from error
         finally:
@@ -250,12 +290,23 @@ class PostgresSource:
                 f"log's position {format_lsn(stored.lsn)}: somebody else read from it, or the log is an older copy",
                 source=self._name,
             )
-        if catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
+        if not catalogue.is_standby and catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
             raise HistoryMismatch(
                 f'the server of source "{self._name}" is at {catalogue.wal_lsn}, before the log\'s position '
                 f"{format_lsn(stored.lsn)}: it was restored from an older backup",
                 source=self._name,
             )
+
+    async def _hold_published(self, state: PostgresState) -> None:
+        """Refuse to go on behind a time in which the publication didn't send a table."""
+        assert self._admin is not None
+        hold_memberships(
+            state.published,
+            await memberships(self._admin, self._publication, list(state.published)),
+            {oid: table.full_name for oid, table in self._tables.items()},
+            publication=self._publication,
+            source=self._name,
+        )
 
     async def _hold_publication(self, catalogue: Catalogue) -> None:
         """Create the publication, or add tables that the configuration has and it hasn't."""
@@ -281,44 +332,22 @@ class PostgresSource:
 
     async def _hold_slot(self, catalogue: Catalogue) -> int:
         """The LSN a first start streams from: the slot's own, creating it when it is missing."""
-        if catalogue.slot is not None:
-            return parse_lsn(catalogue.slot.confirmed_flush_lsn or "0/0")
-        connection = await self._connect(replication=True)
-        try:
-            cursor = await connection.execute(
-                sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT").format(
-                    sql.Identifier(self._slot)
-                )
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            return parse_lsn(str(row[1]))
-        finally:
-            await connection.close()
+        failover = self._config.failover and not catalogue.is_standby and catalogue.version >= pgslot.FAILOVER_FROM
+        slot = catalogue.slot
+        if slot is not None:
+            if failover and not slot.is_failover and slot.active_pid is None:
+                async with await self._connect(replication=True) as connection:
+                    await pgslot.mark_failover(connection, self._slot, source=self._name)
+            return parse_lsn(slot.confirmed_flush_lsn or "0/0")
+        primary = None
+        if self._config.primary_dsn is not None:
+            primary = conninfo(self._config, source=self._name, field="primary_dsn")
+        wait = pgslot.SlotWait(self._name, catalogue.is_standby, primary, self._say)
+        async with await self._connect(replication=True) as connection:
+            return await pgslot.create_slot(connection, self._slot, failover=failover, wait=wait)
 
-    async def _wait_for_older_transactions(self) -> None:
-        """Wait until every transaction that began before the slot, or before a table was published, has ended.
-
-        Their changes needn't be in the stream, so the copy must begin only when a SELECT sees them. A transaction can stand
-        in the WAL as committed, before the slot's start, and still be invisible: with synchronous replication for long.
-        """
-        assert self._admin is not None
-        cursor = await self._admin.execute("select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text")
-        row = await cursor.fetchone()
-        assert row is not None
-        border = int(str(row[0]))
-        while True:
-            cursor = await self._admin.execute(
-                "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text"
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            if int(str(row[0])) >= border:
-                return
-            self._reason = (
-                "waiting for transactions that began before the copy; see pg_stat_activity for who holds one open"
-            )
-            await asyncio.sleep(_RETRY_CHUNK_S)
+    def _say(self, reason: str) -> None:
+        self._reason = reason
 
     async def _stream_from(self, lsn: int) -> None:
         assert self._admin is not None
@@ -338,6 +367,12 @@ class PostgresSource:
             except psycopg.errors.ObjectInUse as error:
                 await stream.close()
                 if time.monotonic() < end:
+                    # A walsender of ours behind a dead link would hold the slot until wal_sender_timeout.
+                    await self._admin.execute(
+                        "select pg_catalog.pg_terminate_backend(active_pid) from pg_catalog.pg_replication_slots"
+                        " where slot_name = %s and active_pid = %s",
+                        [self._slot, self._walsender_pid],
+                    )
                     await asyncio.sleep(0.1)
                     continue
                 kind = SourceUnavailable if self._has_streamed else SourceRefused
@@ -352,6 +387,7 @@ class PostgresSource:
                 await stream.close()
                 raise
             self._stream = stream
+            self._walsender_pid = connection.info.backend_pid
             return
 
     # the snapshot
@@ -390,7 +426,8 @@ class PostgresSource:
         if self._copier is None:
             self._copier = await self._connect()
         if self._must_wait:
-            await self._wait_for_older_transactions()
+            assert self._admin is not None
+            await pgslot.wait_for_older_transactions(self._admin, self._say)
             self._must_wait = False
             self._reason = ""
         table, chunk = await read_current(self._copier, copy, publication=self._publication)
@@ -417,11 +454,10 @@ class PostgresSource:
         try:
             chunk = task.result()
         except TableChanged:
+            await asyncio.sleep(_RETRY_CHUNK_S)
             await self._refresh_table(window.oid)
             await self._next_chunk()
             return []
-        except psycopg.Error as error:
-            raise connect_error(error, config=self._config, source=self._name) from error
         if not self._has_passed(chunk.high_lsn):
             assert self._stream is not None
             await self._stream.confirm(self._durable, reply=True)
@@ -476,8 +512,11 @@ class PostgresSource:
     # the stream
 
     async def read(self) -> ChangeBatch:
-        while not self._ready:
-            await self._advance()
+        try:
+            while not self._ready:
+                await self._advance()
+        except psycopg.Error as error:
+            raise connect_error(error, config=self._config, source=self._name) from error
         return self._ready.popleft()
 
     async def _advance(self) -> None:
@@ -485,12 +524,14 @@ class PostgresSource:
         stream, decoder, state = self._stream, self._decoder, self._state
         if stream is None or decoder is None or state is None:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
+        if self._fault is not None:
+            raise self._fault
         now = time.monotonic()
         heartbeat_s = self._config.heartbeat.s
         unconfirmed = self._durable > self._confirmed
         if unconfirmed and now - self._confirmed_at >= _CONFIRM_EVERY_S:
             await self._confirm()
-        if self._asked_at is not None and now - self._asked_at > _SILENCE_S:
+        if self._asked_at is not None and now - max(self._asked_at, stream.heard_at) > _SILENCE_S:
             raise SourceUnavailable(
                 f'the server of source "{self._name}" has not answered for {_SILENCE_S:.0f} s', source=self._name
             )
@@ -571,7 +612,10 @@ class PostgresSource:
     # numbers
 
     async def _monitor(self) -> None:
-        """Ask the server now and then what it keeps for us; a failure here is only a number less."""
+        """Ask the server now and then what it keeps for us, and whether its publication still sends everything.
+
+        A failed question is only a number less, unless the connection is gone with it.
+        """
         connection = self._admin
         assert connection is not None
         while True:
@@ -586,9 +630,31 @@ class PostgresSource:
                 if row is not None and row[0] is not None:
                     self._server_lsn = max(self._server_lsn, parse_lsn(str(row[0])))
                     self._retained_bytes = None if row[1] is None else int(str(row[1]))
-            except (psycopg.Error, HeadraceError) as error:
+                if self._is_standby:
+                    await self._follow_promotion(connection)
+                assert self._state is not None
+                await self._hold_published(self._state)
+            except HistoryMismatch as error:
+                self._fail(error)
+            except psycopg.Error as error:
                 _log.debug("source %s: no slot figures (%s)", self._name, type(error).__name__)
+                if connection.closed:
+                    self._fail(connect_error(error, config=self._config, source=self._name))
+            await self._copy.ask()
             await asyncio.sleep(_MONITOR_EVERY_S)
+
+    async def _follow_promotion(self, connection: WatchedConnection) -> None:
+        """A stream goes on over its standby's promotion; the state must then name the new timeline."""
+        cursor = await connection.execute(timeline.TIMELINE_NOW)
+        row = await cursor.fetchone()
+        if row is not None and row[0] is not None and self._state is not None:
+            self._state.timeline = max(self._state.timeline, int(str(row[0])))
+
+    def _fail(self, error: HeadraceError) -> None:
+        """Let the next turn of ``read`` raise the error."""
+        self._fault = error
+        if self._stream is not None:
+            self._stream.wake()
 
     def status(self) -> SourceStatus:
         state = self._state
@@ -610,4 +676,5 @@ class PostgresSource:
             lag_bytes=None if state is None else max(0, self._server_lsn - self._durable),
             retained_bytes=self._retained_bytes,
             snapshot=snapshot,
+            is_failover_safe=self._copy.is_safe,
         )

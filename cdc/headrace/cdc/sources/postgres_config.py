@@ -7,6 +7,7 @@ by host, port, user and database.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import msgspec
@@ -77,6 +78,27 @@ class PostgresConfig(Section, frozen=True):
         Duration,
         Meta(description="While nothing changes, log time and the confirmed position move on this often."),
     ] = msgspec.field(default_factory=lambda: Duration.parse("1s"))
+    failover: Annotated[
+        bool,
+        Meta(
+            description="From PostgreSQL 17 on, on a primary: make the slot one that is copied to standbys "
+            "(sync_replication_slots) and survives their promotion. Older servers and standbys can't, and do without."
+        ),
+    ] = True
+    standby_dsn: Annotated[
+        str | None,
+        Meta(
+            description="A standby of this primary: asked now and then whether its copy of the slot would survive a "
+            "promotion, for check, status and metrics. Nothing is captured from it."
+        ),
+    ] = None
+    primary_dsn: Annotated[
+        str | None,
+        Meta(
+            description="The primary, when dsn is a standby: there pg_log_standby_snapshot() is called while the slot is "
+            "made, which else may wait for long. Nothing is captured from it."
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.heartbeat.us < _SHORTEST_HEARTBEAT_US:
@@ -86,21 +108,37 @@ class PostgresConfig(Section, frozen=True):
         return f"PostgresConfig({safe_name(self.dsn)}, tables={self.tables!r})"
 
 
-def conninfo(config: PostgresConfig, *, replication: bool = False, encoding: str = "UTF8", source: str) -> str:
+def conninfo(
+    config: PostgresConfig,
+    *,
+    replication: bool = False,
+    encoding: str = "UTF8",
+    source: str,
+    field: Literal["dsn", "standby_dsn", "primary_dsn"] = "dsn",
+) -> str:
     """The connection string with everything pinned. Raises ConfigError for a DSN that libpq can't read."""
+    dsn = getattr(config, field)
     try:
-        given = conninfo_to_dict(config.dsn)
+        given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         # libpq quotes the offending part, which may be the password: only the kind of fault is told.
         raise ConfigError(
             "the configuration has 1 problem",
             problems=(
                 (
-                    f"sources.{source}.dsn: is no connection string that libpq can read; write "
+                    f"sources.{source}.{field}: is no connection string that libpq can read; write "
                     "postgresql://user@host:port/database or host=... port=... user=... dbname=..."
                 ),
             ),
         ) from error
+    if _is_torn(dsn, given):
+        raise ConfigError(
+            "the configuration has 1 problem",
+            problems=(
+                f"sources.{source}.{field}: the URL falls apart, most likely at a character of the password: write @ as %40, "
+                "/ as %2F, : as %3A, ? as %3F, # as %23, % as %25; or give the password by a passfile",
+            ),
+        )
     pinned = " ".join(f"-c {name}={value}" for name, value in _PINNED.items())
     options = f"{given.get('options') or ''} {pinned}".strip()
     extra: dict[str, str | int] = {
@@ -113,36 +151,74 @@ def conninfo(config: PostgresConfig, *, replication: bool = False, encoding: str
     }
     if replication:
         extra["replication"] = "database"
-    return make_conninfo(config.dsn, **extra)
+    return make_conninfo(dsn, **extra)
+
+
+def _is_torn(dsn: str, given: Mapping[str, object]) -> bool:
+    """Whether an unescaped character of the password made a part of it host, port or database: none may be shown then."""
+    is_url = dsn.lstrip().startswith(("postgresql://", "postgres://"))
+    ports = str(given.get("port") or "").replace(",", "")
+    shown = f"{given.get('host') or ''}{given.get('dbname') or ''}"
+    return (bool(ports) and not ports.isdigit()) or (is_url and "@" in shown)
 
 
 def safe_name(dsn: str) -> str:
-    """``user@host:port/database`` of a DSN, for messages; never the password."""
+    """``user@host:port/database`` of a DSN (each of several hosts), for messages; never the password."""
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         return "an unreadable DSN"
+    if _is_torn(dsn, given):
+        return "an unreadable DSN"
     if given.get("service"):
         return f"service {given['service']}"
     user = f"{given['user']}@" if given.get("user") else ""
-    host = given.get("host") or given.get("hostaddr") or "the local socket"
-    return f"{user}{host}:{given.get('port') or 5432}/{given.get('dbname') or given.get('user') or ''}"
+    hosts = str(given.get("host") or given.get("hostaddr") or "the local socket").split(",")
+    ports = str(given.get("port") or 5432).split(",")
+    if len(ports) != len(hosts):
+        ports = ports[:1] * len(hosts)
+    places = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports, strict=True))
+    return f"{user}{places}/{given.get('dbname') or given.get('user') or ''}"
 
 
+# What libpq or the server says -> what to do. The first match counts: files come before roles and databases that don't exist.
 _REFUSALS = {
-    "password authentication failed": "correct the password that the DSN gives (or the passfile it names)",
-    "no password supplied": "give the password in the DSN by ${VAR}, or by a passfile",
-    "no pg_hba.conf entry": "let this host and user in: add a line to pg_hba.conf and reload the server",
-    "does not exist": "correct user and database in the DSN",
+    "password authentication failed": "correct the password that the DSN, its passfile or service gives; if it is right, the "
+    "role may have expired (the server doesn't say so): alter role ... valid until 'infinity'",
+    "no password supplied": "give the password in the DSN by ${VAR}, or by a passfile that only its owner may read (mode 0600)",
+    "root certificate file": "give the certificate of the authority that signed the server's as sslrootcert, or take "
+    "sslrootcert=system for a publicly known one",
+    "certificate file": "give sslcert a file that exists and can be read",
+    "private key file": "give sslkey a file that exists and that only its owner may read (mode 0600)",
+    "certificate verify failed": "the server's certificate isn't signed by the authority in sslrootcert, or is out of date: give "
+    "the right sslrootcert",
+    "does not match host name": "connect by a name that the server's certificate holds, or have one made for this name",
+    "does not support SSL": "turn ssl on at the server; only on a trusted network lower sslmode",
+    "certificate authentication failed": "give sslcert and sslkey of a certificate whose name is the user",
+    "no pg_hba.conf entry": "let this host and user in: add a line to pg_hba.conf and reload the server; where it says "
+    '"no encryption", sslmode=require may do',
+    "pg_hba.conf rejects": "let this host and user in: change the line of pg_hba.conf and reload the server; where it says "
+    '"no encryption", sslmode=require may do',
+    "definition of service": "write that service into the file that PGSERVICEFILE names (or ~/.pg_service.conf)",
+    "service file": "correct the file that PGSERVICEFILE names (or ~/.pg_service.conf)",
     "is not permitted to log in": "alter role ... login",
-    "certificate verify failed": "give the right sslrootcert in the DSN",
+    "permission denied for database": "grant connect on database ... to the role",
+    "does not exist": "correct user and database in the DSN",
 }
+_WRONG_ROLES = (
+    "session is read-only",
+    "session is not read-only",
+    "server is in hot standby mode",
+    "server is not in hot standby mode",
+)
 
 
-def connect_error(error: psycopg.Error, *, config: PostgresConfig, source: str) -> SourceError:
+def connect_error(
+    error: psycopg.Error, *, config: PostgresConfig, source: str, field: Literal["dsn", "standby_dsn"] = "dsn"
+) -> SourceError:
     """psycopg's error as one of ours: named by source and server, with what to do."""
     said = _first_line(error)
-    server = safe_name(config.dsn)
+    server = safe_name(getattr(config, field))
     state = error.sqlstate or ""
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return SourceRefused(
@@ -151,12 +227,18 @@ def connect_error(error: psycopg.Error, *, config: PostgresConfig, source: str) 
             advice='run "headrace check": it prints the grants that are missing',
         )
     if isinstance(error, psycopg.OperationalError) and not state:
+        if any(words in str(error) for words in _WRONG_ROLES):
+            return SourceUnavailable(
+                f'source "{source}" finds no server of the asked role (target_session_attrs) at {server}: {said}',
+                source=source,
+                advice="promote a standby, or correct target_session_attrs and the hosts in the DSN",
+            )
         for words, advice in _REFUSALS.items():
             if words in str(error):
                 return SourceRefused(
                     f'source "{source}" can\'t log in to {server}: {said}',
                     source=source,
-                    advice=f"{advice} (sources.{source}.dsn)",
+                    advice=f"{advice} (sources.{source}.{field})",
                 )
         return SourceUnavailable(f'source "{source}" can\'t reach {server}: {said}', source=source)
     if state.startswith(("08", "53", "57")) or isinstance(error, psycopg.OperationalError):
@@ -165,7 +247,12 @@ def connect_error(error: psycopg.Error, *, config: PostgresConfig, source: str) 
 
 
 def _first_line(error: psycopg.Error) -> str:
-    """What went wrong, without psycopg's preamble."""
+    """What went wrong, without the preambles of psycopg and libpq; of several hosts, what each said.
+
+    Where a password came from a file, libpq names it: that is told too.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    fatal = next((line for line in lines if "FATAL:" in line), lines[0])
-    return fatal.partition("FATAL:")[2].strip() or fatal.strip()
+    said = [line for line in lines if "FATAL:" in line or "connection to server" in line] or lines[:1]
+    texts = [line.partition("FATAL:")[2].strip() or line.rpartition("connection failed: ")[2].strip() for line in said]
+    files = [line.strip() for line in lines if line.startswith("password retrieved from file")]
+    return "; ".join(dict.fromkeys([*texts, *files]))

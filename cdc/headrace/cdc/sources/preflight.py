@@ -13,6 +13,7 @@ import msgspec
 from headrace.cdc.config import EventConfig
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.sources.catalogue import Catalogue, Table
+from headrace.cdc.sources.pgslot import FAILOVER_FROM
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
 Severity: TypeAlias = Literal["error", "warning", "info"]
@@ -46,6 +47,8 @@ def findings(
     """Everything found, errors first. is_first: no state is stored yet, so the slot may still be created."""
     found = [
         *_server(catalogue, source, is_first=is_first),
+        *_standby(catalogue),
+        *_failover(catalogue, config, slot),
         *_slot(catalogue, source, slot),
         *_tables(catalogue, config, source),
         *_publication(catalogue, publication, source),
@@ -130,6 +133,76 @@ def _server(catalogue: Catalogue, source: str, *, is_first: bool) -> Iterator[Fi
             f"has had a writing transaction open for {age_s} s: creating the slot waits for it, and it keeps WAL",
             f"end it: select pg_terminate_backend({pid});",
         )
+
+
+def _standby(catalogue: Catalogue) -> Iterator[Finding]:
+    if not catalogue.is_standby:
+        return
+    if not catalogue.hot_standby_feedback:
+        yield Finding(
+            "standby-feedback",
+            "warning",
+            "hot_standby_feedback",
+            "is off: a vacuum on the primary can remove catalogue rows that the slot needs, and the slot is then lost",
+            "on this standby: alter system set hot_standby_feedback = on; select pg_reload_conf();",
+        )
+    if not catalogue.primary_slot_name:
+        yield Finding(
+            "standby-slot",
+            "warning",
+            "primary_slot_name",
+            "is empty: while this standby is disconnected, the primary may remove catalogue rows and WAL that the slot needs",
+            "on the primary: select pg_create_physical_replication_slot('standby1', true); "
+            "then on this standby: alter system set primary_slot_name = 'standby1'; select pg_reload_conf();",
+        )
+
+
+def _failover(catalogue: Catalogue, config: PostgresConfig, name: str) -> Iterator[Finding]:
+    if catalogue.is_standby or config.standby_dsn is None:
+        return
+    if catalogue.version < FAILOVER_FROM:
+        yield Finding(
+            "failover-version",
+            "warning",
+            f"server {catalogue.version // 10_000}",
+            "can't copy slots to standbys: after a promotion the slot is gone, and a new log and snapshot are needed",
+            "upgrade to PostgreSQL 17 or newer",
+        )
+        return
+    if catalogue.slot is not None and not catalogue.slot.is_failover and not config.failover:
+        yield Finding(
+            "failover-slot",
+            "warning",
+            f'slot "{name}"',
+            "isn't copied to standbys",
+            "take failover: false out; headrace then marks the slot when it starts",
+        )
+    if not catalogue.awaited_standby_slots:
+        yield Finding(
+            "failover-order",
+            "warning",
+            "synchronized_standby_slots",
+            "is empty: headrace may have read changes that the standby hasn't got, and then stops after its promotion",
+            "name the standby's physical slot: alter system set synchronized_standby_slots = 'standby1'; "
+            "select pg_reload_conf();",
+        )
+
+
+def copy_finding(name: str, server: str, *, said: str | None) -> Finding:
+    """The standby's copy of the slot wouldn't survive a promotion. said: why it couldn't be asked; None: it has none that would."""
+    return Finding(
+        "failover-copy",
+        "warning",
+        f'slot "{name}"',
+        f"standby_dsn ({server}) can't be asked: {said}"
+        if said is not None
+        else f"has no copy on {server} that is synced and not temporary: a promotion now would lose it",
+        "let the standby be reached and logged in to by standby_dsn"
+        if said is not None
+        else "on the standby: alter system set sync_replication_slots = on; alter system set hot_standby_feedback = on; "
+        "set primary_slot_name, and dbname in primary_conninfo; select pg_reload_conf(); then on the primary: "
+        "select pg_log_standby_snapshot(); a copy becomes durable while headrace runs",
+    )
 
 
 def _slot(catalogue: Catalogue, source: str, name: str) -> Iterator[Finding]:
