@@ -327,7 +327,7 @@ async def _hold_columns(
         " order by a.attnum",
         [name.as_string(cursor), table.oid],
     )
-    if not set(shape(table)) <= set(await cursor.fetchall()) or cursor.rowcount == 0:
+    if not set(shape(table)) <= set(await cursor.fetchall()):
         raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
 
 
