@@ -47,9 +47,10 @@ crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/venv.sh test
 	@.venv/bin/python -m pytest -m campaign $(ARGS)
 
-docs: ## write docs/configuration.md anew from the structs
+docs: ## write the generated pages of docs/ anew
 	@.ci/venv.sh test
 	@.venv/bin/headrace schema --markdown > build/configuration.md && mv build/configuration.md docs/configuration.md
+	@.venv/bin/headrace schema --types > build/types.md && mv build/types.md docs/types.md
 
 build: ## wheel and source package in dist/
 	@.ci/venv.sh test

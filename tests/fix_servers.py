@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -60,6 +61,17 @@ def postgres15() -> Iterator[PostgresServer]:
     yield from _server(15)
 
 
+def drop_slot(admin: psycopg.Connection[Any], slot: str) -> None:
+    """Drop a slot whose reader has just gone: the server needs a moment to notice."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            admin.execute("select pg_drop_replication_slot(%s)", [slot])
+            return
+        except psycopg.errors.ObjectInUse:
+            assert time.monotonic() < end, f"slot {slot} stays in use"
+
+
 class Database:
     """A fresh database of a running server. dsn for clients; ``execute`` autocommits on a connection of its own."""
 
@@ -84,13 +96,7 @@ class Database:
                 admin.execute(
                     "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", [slot]
                 )
-                end = time.monotonic() + 10
-                while True:
-                    try:
-                        admin.execute("select pg_drop_replication_slot(%s)", [slot])
-                        break
-                    except psycopg.errors.ObjectInUse:
-                        assert time.monotonic() < end, f"slot {slot} stays in use"
+                drop_slot(admin, str(slot))
             admin.execute(f"drop database {self.name} with (force)")
 
 

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 
 from headrace.cdc.decode.pgoutput import row_kinds, text_value
-from headrace.cdc.event import UNCHANGED, Change, CustomerEvent
+from headrace.cdc.event import UNCHANGED, Change, CustomerEvent, SchemaEvent
 
 PINNED = (
     "-c DateStyle=ISO -c TimeZone=UTC -c IntervalStyle=postgres -c bytea_output=hex -c extra_float_digits=3 "
@@ -40,6 +40,11 @@ class Fold:
     def change(self, change: Change) -> None:
         """Lay one decoded change over the tables."""
         names = [column.name for column in change.table.columns]
+        if change.op == "schema":
+            self._schema(change.table.name, names, str((change.detail or {}).get("renamed_from", "")))
+            return
+        if change.op == "message":
+            return
         key = [names[index] for index in change.table.key]
 
         def known(row: tuple[Any, ...] | None) -> Values | None:
@@ -52,7 +57,11 @@ class Fold:
     def event(self, event: CustomerEvent) -> None:
         """Lay one logged event over the tables; heartbeats are nothing."""
         row = event.row
-        if row is None:
+        if row is None or row.op == "message":
+            return
+        if row.op == "schema":
+            told = msgspec.json.decode(event.properties, type=SchemaEvent)
+            self._schema(f"{row.schema}.{row.table}", [column.name for column in told.columns], told.renamed_from)
             return
         key = None if row.key is None else msgspec.json.decode(row.key)
         before = None if row.before is None else msgspec.json.decode(row.before)
@@ -60,6 +69,17 @@ class Fold:
         if key is not None and after is not None:
             after = {**after, **key}
         self._apply(event.id, f"{row.schema}.{row.table}", row.op, list(key or ()), before, after)
+
+    def _schema(self, table: str, columns: list[str], renamed_from: str) -> None:
+        """A new version: rows move with their table's name; a column that came is NULL, one that went is gone."""
+        if renamed_from in self.tables:
+            self.tables[table] = self.tables.pop(renamed_from)
+        if renamed_from in self.bags:
+            self.bags[table] = self.bags.pop(renamed_from)
+        for row in self.tables.get(table, {}).values():
+            kept = {name: row.get(name) for name in columns}
+            row.clear()
+            row.update(kept)
 
     def _apply(
         self, identifier: str, table: str, op: str, key: list[str], before: Values | None, after: Values | None

@@ -15,9 +15,10 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["headrace.commands"]
 
 
-def test_the_configuration_page_is_what_schema_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema", "--markdown"]) == 0
-    page = ROOT / "docs" / "configuration.md"
+@pytest.mark.parametrize(("option", "name"), [("--markdown", "configuration.md"), ("--types", "types.md")])
+def test_a_generated_page_is_what_schema_prints(option: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", option]) == 0
+    page = ROOT / "docs" / name
     assert page.exists(), 'make it by "make docs"'
     assert page.read_text() == capsys.readouterr().out, 'bring it up to date by "make docs"'
 

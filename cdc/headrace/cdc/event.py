@@ -15,8 +15,8 @@ from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-Op: TypeAlias = Literal["insert", "update", "delete", "truncate", "read", "message"]
-Kind: TypeAlias = Literal["identify", "track", "page", "screen", "group", "alias", "record", "heartbeat"]
+Op: TypeAlias = Literal["insert", "update", "delete", "truncate", "read", "message", "schema"]
+Kind: TypeAlias = Literal["identify", "track", "page", "screen", "group", "alias", "record", "heartbeat", "schema"]
 Value: TypeAlias = int | float | bool | str | None
 
 
@@ -54,7 +54,8 @@ class TableSchema(msgspec.Struct, frozen=True):
 
     columns: in the order of the row images. key: indexes into columns of the primary key (or of the index that is the
     replica identity); empty when the table has neither. identity: PostgreSQL's letter d, n, f or i.
-    version: counts from 1 for each table of a source; a new one whenever the stream announces other columns.
+    version: counts from 1 for each table name of a source; a new one whenever the stream announces another name, other columns or
+    another key, or another table takes the name.
     """
 
     schema: str
@@ -75,8 +76,9 @@ class Change(msgspec.Struct, gc=False):
     """One row change as decoded.
 
     before: the old image. None when not sent; with a key-only image every other column is UNCHANGED (unknown).
-    after: the new image; None for delete and truncate.
-    position: text of the source's position. ordinal counts from 0 in the transaction; is_last marks its last change.
+    after: the new image; None for delete, truncate and schema.
+    position: text of the source's position. ordinal counts from 0 in the transaction; is_last marks its last change. A schema
+    change has position and ordinal of the row it stands before. detail: what it says beside its table's columns.
     """
 
     table: TableSchema
@@ -89,6 +91,7 @@ class Change(msgspec.Struct, gc=False):
     ordinal: int
     is_last: bool
     committed_us: int
+    detail: dict[str, str | int] | None = None
 
 
 class RowPart(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -98,6 +101,7 @@ class RowPart(msgspec.Struct, array_like=True, gc=False, frozen=True):
     before: JSON object of the known old columns; for a delete under the default identity only the key columns, and after
     an update only what the server sent (the old key if it changed, everything under REPLICA IDENTITY FULL).
     unchanged: names of columns of the after image that were not sent. undecodable: names whose bytes are no valid text.
+    op schema: the event is of kind ``schema``, and tells of the table what SchemaEvent lists; it is no row.
     """
 
     schema: str
@@ -119,7 +123,7 @@ class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     id: the same change has the same id after any crash or replay; every sink's idempotency key.
     key: the customer key in canonical text (see customer_key), which decides the partition and the order; None when the
     event names no customer.
-    properties: JSON object, for a row the after image ({} when there is none).
+    properties: JSON object, for a row the after image ({} when there is none), for kind ``schema`` a SchemaEvent.
     occurred_us, committed_us, received_us: microseconds since 1970 UTC: when it happened for the customer, when the
     source made it durable, when headrace read it. Neighbours may have commit times out of order by a little: a server takes the
     time just before it orders the commit.
@@ -139,6 +143,31 @@ class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     user_id: str | None = None
     anonymous_id: str | None = None
     context: bytes | None = None
+
+
+class SchemaColumn(msgspec.Struct, frozen=True):
+    """A column in a schema event. modifier: the server's atttypmod, -1 = none (the length of a varchar, the scale of a numeric)."""
+
+    name: str
+    type: str
+    modifier: int
+
+
+class SchemaEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Properties of an event of kind ``schema``: from here on the table's rows are of this version.
+
+    It stands in the log before the first row of the version, in the same append; RowPart.schema_version of each row says which it
+    is of, also where the log has several partitions. The first version of a table has no event. columns: in the order of the rows.
+    key: names of the primary key. renamed_from: the table's former ``schema.table``; rows that came under it are the table's.
+    replaced_oid: this is another table than the one that had the name before (dropped, or renamed away); a truncate of that one stands just before.
+    """
+
+    version: int
+    oid: int
+    columns: tuple[SchemaColumn, ...]
+    key: tuple[str, ...]
+    renamed_from: str = ""
+    replaced_oid: int = 0
 
 
 def customer_key(values: tuple[Value, ...]) -> str | None:
@@ -206,4 +235,6 @@ def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str
         "last_in_transaction": row.is_last,
         "schema_version": row.schema_version,
     }
+    if row.op == "schema":
+        line["properties"] = msgspec.Raw(event.properties)
     return line

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.cdc.event import CustomerEvent, RowPart
+from headrace.cdc.event import CustomerEvent, RowPart, SchemaEvent
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_VALUE = 40
@@ -24,7 +24,17 @@ _COLOURS: Final = {
     "heartbeat": "2",
 }
 _OTHER_COLOUR: Final = "35"
-_DEFAULT_ENDINGS: Final = ("inserted", "updated", "deleted", "truncated", "read", "message", "messaged")
+_DEFAULT_ENDINGS: Final = (
+    "inserted",
+    "updated",
+    "deleted",
+    "truncated",
+    "read",
+    "message",
+    "messaged",
+    "sent",
+    "altered",
+)
 
 
 class ReadableLines:
@@ -88,6 +98,8 @@ def _details(event: CustomerEvent) -> str:
     after: dict[str, Any] = msgspec.json.decode(event.properties)
     if row is None:
         return " ".join(_pairs(after, ()))
+    if row.op == "schema":
+        return _schema(event.properties)
     if event.name not in [f"{row.table} {ending}" for ending in _DEFAULT_ENDINGS]:
         parts.append(f'"{_printable(event.name)}"')
     key: dict[str, Any] = {} if row.key is None else msgspec.json.decode(row.key)
@@ -102,6 +114,15 @@ def _details(event: CustomerEvent) -> str:
         parts += _pairs(after, key)
     parts += _absent(row)
     return " ".join(parts)
+
+
+def _schema(properties: bytes) -> str:
+    told = msgspec.json.decode(properties, type=SchemaEvent)
+    columns = ", ".join(f"{_printable(column.name)} {_printable(column.type)}" for column in told.columns)
+    origin = f", was {_printable(told.renamed_from)}" if told.renamed_from else ""
+    if told.replaced_oid:
+        origin += ", another table of this name"
+    return f"version {told.version}{origin}: {columns}"
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

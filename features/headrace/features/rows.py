@@ -55,12 +55,12 @@ class RowReader:
         self._tuple = msgspec.structs.astuple
 
     def read(self, event: CustomerEvent, row: RowPart, offset: int, now_us: int) -> RowChange | None:
-        """The change, None for one that concerns no single row (truncate, message).
+        """The change, None for one that concerns no single row (truncate, message, schema).
 
         Raises DefinitionError when a row can't be told from others: an update or delete in a table without a primary key.
         """
         op = row.op
-        if op in ("truncate", "message"):
+        if op in ("truncate", "message", "schema"):
             return None
         after = None if op == "delete" else self._tuple(self._decode(event.properties))
         before = None if row.before is None else self._tuple(self._decode(row.before))

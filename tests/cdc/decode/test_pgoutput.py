@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fix_wire import MAJORS, Decoded, corpus, decode, feed_all
+from headrace.cdc.decode.tableversion import TableVersion
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, Change, Column
 from headrace.cdc.position import PostgresPosition
@@ -198,17 +199,46 @@ def test_a_cut_connection_leaves_nothing_of_its_open_transaction(pgoutput: Modul
         decoder.skip_until = done[-1].end_lsn if done else 0
         feed_all(decoder, source.frames, source)  # the server begins again with the first unconfirmed transaction
         changes = [change for transaction in done + decoder.transactions for change in transaction.changes]
-        assert [_unversioned(change) for change in changes] == [_unversioned(change) for change in whole.changes]
+        assert [_whole(change) for change in changes] == [_whole(change) for change in whole.changes]
 
 
-def _unversioned(change: Change) -> tuple[Any, ...]:
-    # A replay announces the former columns again, which counts as a further version.
-    return (change.id, change.table.columns, change.op, change.before, change.after)
+def _whole(change: Change) -> tuple[Any, ...]:
+    return (change.id, change.table, change.op, change.before, change.after)
+
+
+@versions
+def test_a_version_belongs_to_what_the_log_lacks_and_to_nothing_else(pgoutput: ModuleType, major: int) -> None:
+    """Stop anywhere, keep what was committed by then, read again from any earlier place: the same versions and news."""
+    source = corpus(major)
+    whole = decode(pgoutput, source, source.frames)
+    expected = [
+        (news.table.version, change.id)
+        for transaction in _transactions(pgoutput, source, source.frames, {}, 0)
+        for news in transaction.news
+        for change in [transaction.changes[news.ordinal]]
+    ]
+    assert [version for version, _ in expected].count(3) == 1  # public.growing has three
+    for cut in range(0, len(source.frames), 3):
+        known: dict[int, Any] = {}
+        done = _transactions(pgoutput, source, source.frames[:cut], known, 0)
+        done += _transactions(pgoutput, source, source.frames, known, done[-1].end_lsn if done else 0)
+        assert [t.end_lsn for t in done] == [end for _, end, *_ in whole.transactions]
+        found = [(news.table.version, t.changes[news.ordinal].id) for t in done for news in t.news]
+        assert found == expected, f"cut at frame {cut}"
+
+
+def _transactions(
+    pgoutput: ModuleType, source: Any, frames: list[bytes], known: dict[int, Any], skip_until: int
+) -> list[Any]:
+    decoder = pgoutput.PgOutputDecoder("t-", dict(source.type_names), dict(source.primary_keys), known)
+    decoder.skip_until = skip_until
+    feed_all(decoder, frames, source)
+    return list(decoder.transactions)
 
 
 def test_versions_survive_a_restart(pgoutput: ModuleType) -> None:
     source = corpus(18)
-    versions: dict[int, tuple[int, str]] = {}
+    versions: dict[int, TableVersion] = {}
     tables = []
     for _ in range(2):
         decoder = pgoutput.PgOutputDecoder("t-", dict(source.type_names), dict(source.primary_keys), versions)
@@ -237,7 +267,16 @@ def test_the_keepalive_that_wants_a_reply_is_told_from_one_that_does_not(pgoutpu
             b"k" + bytes(22),
             "keepalive is not 18 bytes long (message 'k', byte 23)",
         ),  # once read as a row by compiled code
-        (b"w" + bytes(24) + b"M" + bytes(9), "unknown message (message 'M', byte 25)"),
+        (b"w" + bytes(24) + b"Z" + bytes(9), "unknown message (message 'Z', byte 25)"),
+        (b"w" + bytes(24) + b"M" + bytes(3), "message ends too early (message 'M', byte 29)"),
+        (
+            b"w" + bytes(24) + b"M\1" + bytes(8) + b"p\0" + bytes(4),
+            "a logical message on the wrong side of a commit (message 'M', byte 26)",
+        ),
+        (
+            b"w" + bytes(24) + b"M\0" + bytes(8) + b"p\0" + bytes(5),
+            "a logical message of another length than said (message 'M', byte 37)",
+        ),
         (b"w" + bytes(24) + b"B" + bytes(19), "a begin that is not 21 bytes long (message 'B', byte 45)"),
         (b"w" + bytes(24) + b"C" + bytes(25), "a commit without its begin (message 'C', byte 25)"),
         (b"w" + bytes(24) + b"I" + bytes(9), "a row outside a transaction (message 'I', byte 25)"),

@@ -24,7 +24,7 @@ async def reader(database: Database) -> AsyncIterator[MakeReader]:
     made: list[Reader] = []
 
     async def make(**fields: Any) -> Reader:
-        new = Reader(database.dsn, **fields)
+        new = Reader(fields.pop("dsn", database.dsn), **fields)
         made.append(new)
         await new.start()
         return new

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from source_reader import Reader
 
-from fix_servers import Database
+from fix_servers import Database, drop_slot
 from fold import server_rows
 from headrace.cdc.errors import HistoryMismatch, SourceRefused, SourceUnavailable
 
@@ -124,7 +124,7 @@ async def test_a_dropped_slot_is_refused_with_the_cure(database: Database, reade
     r: Reader = await reader()
     await r.until_streaming()
     await r.stop()
-    database.execute(f"select pg_drop_replication_slot('{r.source._slot}')")
+    drop_slot(database.connection, r.source._slot)
     with pytest.raises(HistoryMismatch, match="was dropped") as refused:
         await r.start()
     assert "log.path" in refused.value.paragraph()

@@ -13,6 +13,7 @@ cdef class _Relation:
     cdef public bytes kinds
     cdef public bytes identity
     cdef public Py_ssize_t count
+    cdef public bint is_versioned
 
 @cython.final
 cdef class PgOutputDecoder:
@@ -22,6 +23,8 @@ cdef class PgOutputDecoder:
     cdef public dict versions
     cdef public list transactions
     cdef public dict relations
+    cdef public dict messages
+    cdef public tuple message_patterns
     cdef public unsigned long long wal_end
     cdef public long long server_time_us
     cdef public bint reply_requested
@@ -41,8 +44,11 @@ cdef class PgOutputDecoder:
     @cython.locals(kind=cython.uchar)
     cdef bint _message(self, bytes data, Py_ssize_t size) except -1
     cdef object _begin(self, bytes data, Py_ssize_t size)
-    @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, end_lsn=cython.ulonglong, rows=list, changes=list, position=str, identifier=str, text=str)
+    @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, end_lsn=cython.ulonglong, rows=list, changes=list, news=list, relation=_Relation, position=str, identifier=str, text=str)
     cdef object _commit(self, bytes data, Py_ssize_t size)
+    @cython.locals(lsn=cython.ulonglong, prefix=str, start=Py_ssize_t, relation=_Relation, content=bytes, time_us=cython.longlong)
+    cdef object _logical_message(self, bytes data, Py_ssize_t size)
+    cdef _Relation _message_relation(self, str prefix)
     cdef _Relation _relation(self, bytes data, str kind)
     @cython.locals(relation=_Relation, row=tuple)
     cdef object _insert(self, bytes data, Py_ssize_t size)

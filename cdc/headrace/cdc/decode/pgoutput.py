@@ -15,6 +15,7 @@ times are microseconds since 2000-01-01 UTC on the wire and since 1970 outside t
                D  int32 oid  K|O tuple
                T  int32 n  byte flags  n x int32 oid
                O  int64 lsn  cstring name
+               M  byte transactional  int64 lsn  cstring prefix  int32 length  bytes
     tuple      int16 n  n x ( n | u | t int32 length bytes )
 
 The file runs as plain Python; pgoutput.pxd beside it adds the C types with which the build compiles it. Lengths and indexes are
@@ -23,9 +24,11 @@ checked here, not left to the compiler's bounds checks: a short frame must becom
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from math import isfinite
-from zlib import crc32
 
+from headrace.cdc.decode.pgtypes import KINDS
+from headrace.cdc.decode.tableversion import SchemaNews, TableVersion, versioned
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Change, Column, Op, Row, TableSchema, Value
 from headrace.cdc.position import format_lsn
@@ -33,26 +36,38 @@ from headrace.cdc.position import format_lsn
 _EPOCH_2000_US = 946_684_800_000_000
 
 # How a column's text becomes a value: text as it is, or the Python type that says the same without loss.
+# The same numbers as in pgtypes.py, which says which type has which; names of this file compile to plain comparisons.
 _TEXT, _INT, _BOOL, _FLOAT = 0, 1, 2, 3
-_KINDS = {16: _BOOL, 20: _INT, 21: _INT, 23: _INT, 26: _INT, 700: _FLOAT, 701: _FLOAT}
+
+MESSAGES = "pg_message"
+"""Schema of the made-up tables that logical messages come from, one a prefix. No schema of a user begins with pg_."""
+_MESSAGE_COLUMNS = (Column("prefix", 25, "text"), Column("content", 25, "text"), Column("content_hex", 25, "text"))
+_OWN_PREFIX = "headrace"
 
 
 class Transaction:
-    """A committed transaction: its changes in order, and the LSN after which a restart goes on."""
+    """A committed transaction: its changes in order, and the LSN after which a restart goes on.
 
-    __slots__ = ("changes", "commit_us", "end_lsn", "size_bytes", "xid")
+    news: versions of tables that begin in it, in order; what an event says of each is made by tableversion.changes_of. A logical
+    message outside transactions is one of its own, with xid 0.
+    """
 
-    def __init__(self, xid: int, end_lsn: int, commit_us: int, changes: list[Change], size_bytes: int) -> None:
+    __slots__ = ("changes", "commit_us", "end_lsn", "news", "size_bytes", "xid")
+
+    def __init__(
+        self, xid: int, end_lsn: int, commit_us: int, changes: list[Change], size_bytes: int, news: list[SchemaNews]
+    ) -> None:
         self.xid = xid
         self.end_lsn = end_lsn
         self.commit_us = commit_us
         self.changes = changes
         self.size_bytes = size_bytes
+        self.news = news
 
 
 def row_kinds(type_oids: list[int]) -> bytes:
     """One byte a column: how ``text_value`` reads it."""
-    return bytes([_KINDS.get(oid, _TEXT) for oid in type_oids])
+    return bytes([KINDS.get(oid, _TEXT) for oid in type_oids])
 
 
 def text_value(data: bytes, kind: int) -> Value | Absent:
@@ -94,10 +109,14 @@ def _integer(data: bytes) -> int:
 
 
 class _Relation:
-    """A table as the stream announced it: the schema for consumers, and what reading its tuples needs."""
+    """A table as the stream announced it: the schema for consumers, and what reading its tuples needs.
 
-    def __init__(self, schema: TableSchema, kinds: bytes, identity: bytes) -> None:
+    is_versioned: schema has its version; that waits for the first row that is new for the log.
+    """
+
+    def __init__(self, schema: TableSchema, kinds: bytes, identity: bytes, is_versioned: bool) -> None:
         self.schema = schema
+        self.is_versioned = is_versioned
         self.kinds = kinds
         self.identity = identity  # one byte a column: 1 = part of the replica identity
         self.count = len(kinds)
@@ -108,7 +127,7 @@ class PgOutputDecoder:
 
     id_prefix: begins every change id; with the end LSN and the ordinal behind it the id is the same after any restart.
     type_names: type OID -> name, also fed by Y messages. primary_keys: table OID -> column names, needed only for tables whose
-    replica identity isn't their primary key. versions: table OID -> (version, fingerprint), kept by the caller over restarts.
+    replica identity isn't their primary key. versions: by table OID, kept by the caller over restarts.
     """
 
     def __init__(
@@ -116,7 +135,7 @@ class PgOutputDecoder:
         id_prefix: str,
         type_names: dict[int, str],
         primary_keys: dict[int, tuple[str, ...]],
-        versions: dict[int, tuple[int, str]],
+        versions: dict[int, TableVersion],
     ) -> None:
         self.id_prefix = id_prefix
         self.type_names = type_names
@@ -124,6 +143,9 @@ class PgOutputDecoder:
         self.versions = versions
         self.transactions: list[Transaction] = []
         self.relations: dict[int, _Relation] = {}
+        self.message_patterns: tuple[str, ...] = ("*",)
+        """Prefixes of logical messages that are wanted, with * and ?; our own is never."""
+        self.messages: dict[str, _Relation | None] = {}
         self.wal_end = 0
         """Highest LSN that a keepalive named: all before it has been sent."""
         self.server_time_us = 0
@@ -217,6 +239,8 @@ class PgOutputDecoder:
             self._cstring(data, 34, size)
             if self._pos != size:
                 raise DecodeError("bytes after the origin", kind="O", index=self._pos)
+        elif kind == 77:  # M
+            self._logical_message(data, size)
         else:
             raise DecodeError("unknown message", kind=chr(kind), index=25)
         return True
@@ -250,8 +274,15 @@ class PgOutputDecoder:
         identifier = f"{self.id_prefix}{end_lsn:X}-"
         last = len(rows) - 1
         changes: list[Change] = []
+        news: list[SchemaNews] = []
         ordinal = 0
         for relation, op, before, after in rows:
+            if not relation.is_versioned:
+                # Not before: of a transaction that is skipped, or never ends, nothing may be remembered.
+                relation.schema, first = versioned(self.versions, relation.schema, ordinal=ordinal)
+                relation.is_versioned = True
+                if first is not None:
+                    news.append(first)
             text = str(ordinal)
             changes.append(
                 Change(
@@ -268,7 +299,61 @@ class PgOutputDecoder:
                 )
             )
             ordinal += 1
-        self.transactions.append(Transaction(xid, end_lsn, commit_us, changes, self._size))
+        self.transactions.append(Transaction(xid, end_lsn, commit_us, changes, self._size, news))
+
+    def _logical_message(self, data: bytes, size: int) -> None:
+        """pg_logical_emit_message: a change among others, or with its own place outside transactions."""
+        is_transactional = data[26] == 1
+        lsn = _u64(data, 27)
+        prefix = self._cstring(data, 35, size)
+        start = self._pos + 4
+        if start + _u32(data, self._pos) != size:
+            raise DecodeError("a logical message of another length than said", kind="M", index=self._pos)
+        if is_transactional != self.in_transaction:
+            raise DecodeError("a logical message on the wrong side of a commit", kind="M", index=26)
+        if prefix not in self.messages:
+            if len(self.messages) >= 1000:  # prefixes may be made up without end
+                self.messages.clear()
+            self.messages[prefix] = self._message_relation(prefix)
+        relation = self.messages[prefix]
+        if relation is None:
+            return
+        content = data[start:]
+        row: Row
+        try:
+            row = (prefix, content.decode("utf-8"), None)
+        except UnicodeDecodeError:
+            row = (prefix, UNDECODABLE, "\\x" + content.hex())
+        if is_transactional:
+            self._size += size
+            self._rows.append((relation, "message", None, row))
+            return
+        if lsn <= self.skip_until:
+            return
+        # It has no commit time: the server's clock when it was sent is the nearest.
+        time_us = _time_us(data, 17, "M")
+        change = Change(
+            relation.schema,
+            "message",
+            None,
+            row,
+            format_lsn(lsn) + ":0",
+            f"{self.id_prefix}{lsn:X}-0",
+            0,
+            0,
+            True,
+            time_us,
+        )
+        self.transactions.append(Transaction(0, lsn, time_us, [change], size, []))
+
+    def _message_relation(self, prefix: str) -> _Relation | None:
+        """None when nobody wants such messages."""
+        if prefix == _OWN_PREFIX:
+            return None
+        for pattern in self.message_patterns:
+            if fnmatchcase(prefix, pattern):
+                return _Relation(TableSchema(MESSAGES, prefix, _MESSAGE_COLUMNS, ()), bytes(3), bytes(3), True)
+        return None
 
     def _relation(self, data: bytes, kind: str) -> _Relation:
         if not self.in_transaction:
@@ -414,19 +499,9 @@ class PgOutputDecoder:
         else:
             key = tuple([index for index, flag in enumerate(flags) if flag])
         self.relations[oid] = _Relation(
-            self.versioned(TableSchema(schema, table, tuple(columns), key, replica, oid)), row_kinds(oids), bytes(flags)
+            TableSchema(schema, table, tuple(columns), key, replica, oid), row_kinds(oids), bytes(flags), False
         )
         return True
-
-    def versioned(self, table: TableSchema) -> TableSchema:
-        """The table with its version: a new one when name, columns or key differ from what was last known of its OID."""
-        fingerprint = f"{crc32(repr((table.schema, table.table, table.columns, table.key)).encode()):08x}"
-        known = self.versions.get(table.oid)
-        version = 1 if known is None else known[0]
-        if known is None or known[1] != fingerprint:
-            version = 1 if known is None else known[0] + 1
-            self.versions[table.oid] = (version, fingerprint)
-        return TableSchema(table.schema, table.table, table.columns, table.key, table.identity, table.oid, version)
 
     def _cstring(self, data: bytes, pos: int, size: int) -> str:
         """The zero-terminated text at pos; leaves the index behind it in self._pos."""

@@ -24,6 +24,8 @@ from headrace.cdc.event import (
     Kind,
     Row,
     RowPart,
+    SchemaColumn,
+    SchemaEvent,
     TableSchema,
     Value,
     customer_key,
@@ -39,6 +41,7 @@ _PAST = {
     "delete": "deleted",
     "truncate": "truncated",
     "message": "sent",
+    "schema": "altered",
 }
 
 
@@ -101,6 +104,9 @@ class Normaliser:
             unchanged: tuple[str, ...] = ()
             undecodable: tuple[str, ...] = ()
             if after is None:
+                if change.op == "schema":
+                    result.append(self._schema_event(change, received_us))
+                    continue
                 properties = _EMPTY
             elif _is_whole(after):
                 properties = _encode(plan.image(*after))
@@ -158,6 +164,37 @@ class Normaliser:
                 )
             )
         return result
+
+    def _schema_event(self, change: Change, received_us: int) -> CustomerEvent:
+        """Whatever ``events`` says of the table's rows, this is no customer's."""
+        table = change.table
+        columns = tuple([SchemaColumn(column.name, column.type_name, column.modifier) for column in table.columns])
+        key = tuple([table.columns[index].name for index in table.key])
+        said: dict[str, Any] = change.detail or {}
+        return CustomerEvent(
+            change.id,
+            "schema",
+            f"{table.table} altered",
+            None,
+            change.committed_us,
+            change.committed_us,
+            received_us,
+            self._source,
+            change.position,
+            _encode(SchemaEvent(table.version, table.oid, columns, key, **said)),
+            RowPart(
+                table.schema,
+                table.table,
+                "schema",
+                None,
+                None,
+                (),
+                change.xid,
+                change.ordinal,
+                False,
+                table.version,
+            ),
+        )
 
     def heartbeat(self, source_time_us: int, received_us: int, position: str) -> CustomerEvent:
         """The internal event that moves log time while the source is idle."""

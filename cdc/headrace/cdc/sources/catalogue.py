@@ -18,7 +18,7 @@ _Connection = psycopg.AsyncConnection[tuple[object, ...]]
 
 
 class CatalogueColumn(msgspec.Struct, frozen=True):
-    """A column that the stream sends (neither dropped nor generated)."""
+    """A column that the stream sends: not dropped, not generated (unless the publication has those), in its column list."""
 
     number: int
     name: str
@@ -72,6 +72,8 @@ class Table(msgspec.Struct, frozen=True):
     def key_order(self) -> tuple[int, ...]:
         """Indexes into the columns in the order of the index, so that reading in this order is an index scan."""
         names = [column.name for column in self.columns]
+        if not all(name in names for name in self.identity_columns):
+            return ()
         return tuple([names.index(name) for name in self.identity_columns])
 
 
@@ -171,17 +173,29 @@ select c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpers
             else c.reltuples::int8 end
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'v', 'm', 'f') and not c.relispartition
-   and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
+   and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' and (%s::oid is null or c.oid = %s::oid)
  order by n.nspname, c.relname
 """
 
+# Of servers before 15 a publication has no column lists, before 18 no generated columns.
 _COLUMNS = """
 select a.attrelid::int8, a.attnum::int, a.attname::text, a.atttypid::int8, t.typname::text, a.atttypmod::int,
        a.attstorage in ('x', 'e', 'm')
   from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
- where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+  left join pg_catalog.pg_publication p on p.pubname = %s
+  left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid and r.prrelid = a.attrelid
+ where a.attrelid = any(%s::oid[]) and a.attnum > 0 and not a.attisdropped and {published}
  order by a.attrelid, a.attnum
 """
+_PUBLISHED = (
+    (
+        180000,
+        "case when r.prattrs is null then a.attgenerated = '' or (a.attgenerated = 's' and p.pubgencols = 's')"
+        " else a.attnum = any(r.prattrs::int2[]) end",
+    ),
+    (150000, "a.attgenerated = '' and (r.prattrs is null or a.attnum = any(r.prattrs::int2[]))"),
+    (0, "a.attgenerated = ''"),
+)
 
 _IDENTITY_COLUMNS = """
 select i.indrelid::int8, pg_catalog.array_agg(a.attname::text order by k.place)
@@ -221,8 +235,8 @@ async def read_catalogue(connection: _Connection, config: PostgresConfig, *, slo
     """Read everything once. connection: autocommit. Raises psycopg's errors."""
     server = (await _rows(connection, _SERVER))[0]
     oldest = await _rows(connection, _OLDEST_TRANSACTION)
-    selected, unmatched = _select(await _rows(connection, _RELATIONS), config)
-    tables = await _tables(connection, selected)
+    selected, unmatched = _select(await _rows(connection, _RELATIONS, None, None), config)
+    tables = await _tables(connection, selected, publication)
     version = _int(server[0])
     slots = await _rows(connection, _SLOT, slot)
     return Catalogue(
@@ -295,10 +309,20 @@ def _select(
     return selected, tuple([pattern for pattern in config.tables if pattern in unmatched])
 
 
-async def _tables(connection: _Connection, relations: list[tuple[object, ...]]) -> list[Table]:
+async def current_table(connection: _Connection, oid: int, *, publication: str) -> Table | None:
+    """The table as it is now; None when it was dropped, or can't be captured any more."""
+    tables = await _tables(connection, await _rows(connection, _RELATIONS, oid, oid), publication)
+    return tables[0] if tables and tables[0].kind in "rp" and tables[0].persistence == "p" else None
+
+
+async def _tables(connection: _Connection, relations: list[tuple[object, ...]], publication: str) -> list[Table]:
     oids = [_int(relation[0]) for relation in relations]
+    published = next(words for version, words in _PUBLISHED if connection.info.server_version >= version)
+    query = _COLUMNS.format(published=published)
     columns: dict[int, list[CatalogueColumn]] = {oid: [] for oid in oids}
-    for oid, number, name, type_oid, type_name, modifier, can_be_toasted in await _rows(connection, _COLUMNS, oids):
+    for oid, number, name, type_oid, type_name, modifier, can_be_toasted in await _rows(
+        connection, query, publication, oids
+    ):
         columns[_int(oid)].append(
             CatalogueColumn(
                 _int(number), str(name), _int(type_oid), str(type_name), _int(modifier), bool(can_be_toasted)

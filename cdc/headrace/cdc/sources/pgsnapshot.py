@@ -33,6 +33,7 @@ from psycopg import sql
 
 from headrace.cdc.decode.copytext import copy_row
 from headrace.cdc.decode.pgoutput import Transaction, row_kinds
+from headrace.cdc.decode.tableversion import shape
 from headrace.cdc.event import UNCHANGED, Absent, Change, Row, TableSchema, Value, key_text
 from headrace.cdc.position import parse_lsn
 
@@ -98,6 +99,11 @@ class TableCopy(msgspec.Struct):
     estimate: int = -1
     is_read: bool = False
     again: list[tuple[str, ...]] = []
+
+    @property
+    def is_untouched(self) -> bool:
+        """Nothing of it has been read."""
+        return not (self.is_done or self.is_read or self.after or self.rows)
 
     def note_moved(self, transaction: Transaction, key_columns: Sequence[str]) -> None:
         """Remember the rows that must be read once more. key_columns: names in the order of the key's index."""
@@ -183,7 +189,7 @@ class ChunkWindow:
                 return None
             if not is_seen:
                 unseen.extend(changes)
-        if any(change.table.columns != chunk.table.columns for change in unseen):
+        if any(shape(change.table) != shape(chunk.table) for change in unseen):
             return None
         if not chunk.table.key:
             return _as_multiset(chunk.rows, unseen)
@@ -347,8 +353,8 @@ async def _hold_columns(
 ) -> None:
     """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
 
-    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. A column added since the catalogue
-    was read would otherwise be missing in the rows, and nobody would say so.
+    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. Columns that aren't published
+    may stand beside the known ones; whether one was added since the catalogue was read is seen after the chunk (pgtables.py).
     """
     name = sql.Identifier(table.schema, table.table)
     only = sql.SQL("" if is_partitioned else "only ")
@@ -356,10 +362,10 @@ async def _hold_columns(
     await cursor.execute(
         "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
         " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
-        " and a.attgenerated = '' order by a.attnum",
+        " order by a.attnum",
         [name.as_string(cursor), table.oid],
     )
-    if await cursor.fetchall() != [(column.name, column.type_oid, column.modifier) for column in table.columns]:
+    if not set(shape(table)) <= set(await cursor.fetchall()):
         raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
 
 

@@ -55,12 +55,16 @@ class ReplicationStream:
         self.heard_at = 0.0
         """Monotonic time when bytes last came, be it only a part of a long message."""
 
-    async def start(self, slot: str, lsn: int, publication: str) -> None:
-        """Begin to stream after ``lsn``. Raises psycopg's error when the server refuses."""
+    async def start(self, slot: str, lsn: int, publication: str, *, has_messages: bool = False) -> None:
+        """Begin to stream after ``lsn``. has_messages: logical messages too (from 14 on).
+
+        Raises psycopg's error when the server refuses.
+        """
+        options = ", messages 'true'" if has_messages else ""
         quoted = publication.replace('"', '""').replace("'", "''")
         query = (
             f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(lsn)} '
-            f"(proto_version '1', publication_names '\"{quoted}\"')"
+            f"(proto_version '1', publication_names '\"{quoted}\"'{options})"
         )
         self._confirmed = lsn
         self._pg.send_query(query.encode())

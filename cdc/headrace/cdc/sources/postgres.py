@@ -24,6 +24,7 @@ from psycopg import sql
 
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.pgoutput import PgOutputDecoder, Transaction
+from headrace.cdc.decode.tableversion import TableVersion, changes_of
 from headrace.cdc.errors import HeadraceError, HistoryMismatch, SourceRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn, parse_lsn
@@ -37,10 +38,10 @@ from headrace.cdc.sources.pgsnapshot import (
     ChunkWindow,
     SnapshotState,
     TableCopy,
-    read_chunk,
     unseen_deliveries,
 )
 from headrace.cdc.sources.pgstream import ReplicationStream
+from headrace.cdc.sources.pgtables import TableChanged, chunk_changes, new_tables, plan, read_current
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
 from headrace.cdc.sources.published import Membership, hold_memberships, memberships
 
@@ -54,14 +55,11 @@ _CONFIRM_EVERY_S = 0.1
 _MONITOR_EVERY_S = 5.0
 _RETRY_CHUNK_S = 0.05
 
-_ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
-"""A chunk's SELECT names what was renamed or dropped since the catalogue was read."""
-
 
 class PostgresState(msgspec.Struct):
     """What the log keeps of this source; a restart goes on from exactly here.
 
-    lsn: everything that committed before it is in the log. versions: table OID -> (schema version, fingerprint).
+    lsn: everything that committed before it is in the log. versions: of each table, by OID.
     incarnation: part of every change's id; counts histories that one log has taken from this source.
     published: table OID -> its membership in the publication, which must never have changed.
     """
@@ -72,7 +70,7 @@ class PostgresState(msgspec.Struct):
     slot: str
     incarnation: int
     lsn: int
-    versions: dict[int, tuple[int, str]]
+    versions: dict[int, TableVersion]
     snapshot: SnapshotState | None
     published: dict[int, Membership] = {}
 
@@ -115,6 +113,7 @@ class PostgresSource:
         self._last_emit = 0.0
         self._asked_at: float | None = None
         self._seen_keepalive_us = 0
+        self._must_wait = False
         self._is_standby = False
 
     @property
@@ -165,6 +164,9 @@ class PostgresSource:
         self._state.published = {oid: membership for oid, membership in now.items() if membership is not None}
         if self._plan_snapshot():
             await pgslot.wait_for_older_transactions(self._admin, self._say)
+        elif self._state.snapshot is not None:
+            # It may have come while the source ran, and stopped before the wait was over.
+            self._must_wait = any(copy.is_untouched for copy in self._state.snapshot.tables)
         self._decoder = PgOutputDecoder(
             f"{self._name}-{self._state.incarnation}-",
             await type_names(self._admin),
@@ -172,6 +174,7 @@ class PostgresSource:
             self._state.versions,
         )
         self._decoder.skip_until = self._state.lsn
+        self._decoder.message_patterns = tuple(self._config.messages)
         self._durable = self._confirmed = self._state.lsn if stored is not None else 0
         await self._stream_from(self._state.lsn)
         self._has_streamed = True
@@ -358,7 +361,12 @@ class PostgresSource:
             connection = await self._connect(replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8")
             stream = ReplicationStream(connection, source=self._name)
             try:
-                await stream.start(self._slot, lsn, self._publication)
+                await stream.start(
+                    self._slot,
+                    lsn,
+                    self._publication,
+                    has_messages=bool(self._config.messages) and self._admin.info.server_version >= 140000,
+                )
             except psycopg.errors.ObjectInUse as error:
                 await stream.close()
                 if time.monotonic() < end:
@@ -396,20 +404,8 @@ class PostgresSource:
         assert state is not None
         if self._config.snapshot == "never":
             return False
-        known = {table.oid for table in state.snapshot.tables} if state.snapshot is not None else set[int]()
-        new = [
-            TableCopy(table.oid, f"{table.schema}.{table.name}", estimate=table.estimated_rows)
-            for table in self._tables.values()
-            if table.oid not in known
-        ]
-        if state.snapshot is None:
-            state.snapshot = SnapshotState(1, new)
-        else:
-            gone = [table for table in state.snapshot.tables if not table.is_done and table.oid not in self._tables]
-            for table in gone:
-                table.is_done = True
-            state.snapshot.tables.extend(new)
-        return bool(new)
+        state.snapshot, has_new = plan(state.snapshot, self._tables)
+        return has_new
 
     async def _next_chunk(self) -> None:
         """Open the window of the next chunk, then read it beside the stream."""
@@ -430,14 +426,16 @@ class PostgresSource:
         self._chunk_task.add_done_callback(lambda _: self._stream.wake() if self._stream is not None else None)
 
     async def _read_chunk(self, copy: TableCopy) -> Chunk:
-        assert self._decoder is not None
         if self._copier is None:
             self._copier = await self._connect()
-        table = self._tables[copy.oid]
-        schema = self._decoder.versioned(table.table_schema())
-        return await read_chunk(
-            self._copier, schema, copy, order=table.key_order(), is_partitioned=table.is_partitioned
-        )
+        if self._must_wait:
+            assert self._admin is not None
+            await pgslot.wait_for_older_transactions(self._admin, self._say)
+            self._must_wait = False
+            self._reason = ""
+        table, chunk = await read_current(self._copier, copy, publication=self._publication)
+        self._tables[copy.oid] = table
+        return chunk
 
     async def _finish_chunk(self, transactions: list[Transaction]) -> list[Change]:
         """The rows of a chunk that the stream has passed, as changes; nothing while it hasn't."""
@@ -448,6 +446,8 @@ class PostgresSource:
         copy = state.snapshot.current()
         assert copy is not None
         for transaction in transactions:
+            if transaction.xid == 0:  # a message: it changes no row
+                continue
             window.note(transaction)
             state.snapshot.delivered.append(transaction.xid)
             if copy.oid in self._tables:
@@ -456,7 +456,7 @@ class PostgresSource:
             return []
         try:
             chunk = task.result()
-        except _ALTERED:
+        except TableChanged:
             await asyncio.sleep(_RETRY_CHUNK_S)
             await self._refresh_table(window.oid)
             await self._next_chunk()
@@ -476,7 +476,9 @@ class PostgresSource:
             return []
         # What this SELECT sees, every later one sees too.
         state.snapshot.delivered = unseen_deliveries(state.snapshot.delivered, chunk.visibility)
-        changes = self._reads(chunk, rows, copy)
+        changes = chunk_changes(
+            chunk, rows, copy, state.versions, f"{self._name}-{state.incarnation}-s{state.snapshot.number}-"
+        )
         copy.rows += len(rows)
         copy.took(chunk)
         self._chunk_task = None
@@ -488,36 +490,6 @@ class PostgresSource:
         assert state is not None and decoder is not None
         return max(state.lsn, 0 if decoder.in_transaction else decoder.wal_end) >= lsn
 
-    def _reads(self, chunk: Chunk, rows: list[Any], copy: TableCopy) -> list[Change]:
-        state = self._state
-        assert state is not None and state.snapshot is not None
-        table = chunk.table
-        identifier = f"{self._name}-{state.incarnation}-s{state.snapshot.number}-{table.oid}-"
-        position = format_lsn(chunk.high_lsn) + ":"
-        first = copy.rows
-        changes: list[Change] = []
-        if not table.key:
-            changes.append(
-                Change(table, "truncate", None, None, f"{position}0", f"{identifier}t", 0, 0, False, chunk.time_us)
-            )
-        last = len(rows) - 1
-        changes.extend(
-            Change(
-                table,
-                "read",
-                None,
-                row,
-                f"{position}{index}",
-                f"{identifier}{first + index}",
-                0,
-                index,
-                index == last,
-                chunk.time_us,
-            )
-            for index, row in enumerate(rows)
-        )
-        return changes
-
     async def _refresh_table(self, oid: int) -> None:
         catalogue = await self._catalogue()
         self._tables = {table.oid: table for table in catalogue.tables}
@@ -525,6 +497,20 @@ class PostgresSource:
             for copy in self._state.snapshot.tables:
                 if copy.oid == oid:
                     copy.is_done = True
+
+    async def _adopt(self, transactions: list[Transaction]) -> None:
+        """Copy tables that come into the stream while it runs: their older rows needn't have been in it."""
+        state = self._state
+        assert state is not None
+        new = new_tables(transactions) - self._tables.keys()
+        if not new or self._config.snapshot == "never":
+            return
+        self._tables = {table.oid: table for table in (await self._catalogue()).tables}
+        if self._plan_snapshot():
+            self._must_wait = True
+            self._phase = "snapshot"
+            if self._window is None:
+                await self._next_chunk()
 
     # the stream
 
@@ -574,7 +560,8 @@ class PostgresSource:
         decoder.transactions = []
         if transactions:
             state.lsn = transactions[-1].end_lsn
-            changes = [change for transaction in transactions for change in transaction.changes]
+            changes = changes_of(transactions)
+            await self._adopt(transactions)
             time_us = transactions[-1].commit_us
         else:
             changes = []

@@ -67,6 +67,13 @@ class PostgresConfig(Section, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=63)] | None,
         Meta(description="Publication; default headrace_<name>, created when missing."),
     ] = None
+    messages: Annotated[
+        list[Annotated[str, Meta(min_length=1)]],
+        Meta(
+            description="Prefixes of logical messages (pg_logical_emit_message, Postgres 14 and later) to capture; * and ? are"
+            " wildcards, an empty list asks the server for none.",
+        ),
+    ] = msgspec.field(default_factory=lambda: ["*"])
     heartbeat: Annotated[
         Duration,
         Meta(description="While nothing changes, log time and the confirmed position move on this often."),
