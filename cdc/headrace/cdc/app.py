@@ -57,7 +57,7 @@ class Application:
             self._captures = [
                 Capture(
                     choice.kind(name, choice.section, self._config.events),
-                    Normaliser(name, self._config.events),
+                    Normaliser(name, self._config.events, self._config.privacy.salt),
                     log,
                     metrics,
                 )

@@ -24,6 +24,7 @@ from headrace.cdc.errors import ConfigError
 
 _DURATION_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SOURCE_NAME = "[a-z][a-z0-9_]{0,39}"
+_SHORTEST_SALT = 16
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -113,6 +114,67 @@ class SourceChoice(Choice):
     group = "headrace.sources"
 
 
+class ColumnsConfig(Section, frozen=True):
+    """Which columns of the table reach the log, and as what."""
+
+    include: Annotated[
+        list[str],
+        Meta(description="Only these columns; others, also ones added later, never reach the log."),
+    ] = []
+    exclude: Annotated[
+        list[str],
+        Meta(description="All columns but these, which never reach the log; not together with include."),
+    ] = []
+    hash: Annotated[
+        list[str],
+        Meta(
+            description="Columns logged as 64 hexadecimal digits, HMAC-SHA-256 of the value's text under privacy.salt: equal "
+            "values stay joinable. NULL stays NULL."
+        ),
+    ] = []
+    mask: Annotated[
+        dict[str, str],
+        Meta(
+            description="Column -> text that is logged in place of every value. NULL stays NULL.",
+            examples=[{"phone": "***"}],
+        ),
+    ] = {}
+
+    def __post_init__(self) -> None:
+        if self.include and self.exclude:
+            raise ValueError("give include or exclude, not both")
+        for name in [*self.hash, *self.mask]:
+            if name in self.exclude or (self.include and name not in self.include):
+                raise ValueError(f'"{name}" is hashed or masked, and left out as well')
+        for name in self.hash:
+            if name in self.mask:
+                raise ValueError(f'"{name}" is hashed and masked')
+
+    def hides(self, name: str) -> bool:
+        """Whether a column's plain value must not reach the log."""
+        left_out = name not in self.include if self.include else name in self.exclude
+        return left_out or name in self.hash or name in self.mask
+
+
+class PrivacyConfig(Section, frozen=True):
+    """What hashed columns need."""
+
+    salt: Annotated[
+        str,
+        Meta(
+            description="Secret key of the hashes, at least 16 characters; give it by ${VARIABLE}. Another salt makes other hashes.",
+            examples=["${SALT}"],
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.salt and len(self.salt) < _SHORTEST_SALT:
+            raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
+
+    def __repr__(self) -> str:
+        return "PrivacyConfig()"
+
+
 class EventConfig(Section, frozen=True):
     """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
 
@@ -130,6 +192,19 @@ class EventConfig(Section, frozen=True):
         str | None,
         Meta(description="Timestamp column that says when it happened; default: the commit time."),
     ] = None
+    columns: ColumnsConfig = msgspec.field(default_factory=ColumnsConfig)
+
+    def __post_init__(self) -> None:
+        keys = [self.key] if isinstance(self.key, str) else self.key or []
+        for name in keys:
+            left_out = self.columns.hides(name) and name not in self.columns.hash
+            if left_out:
+                raise ValueError(
+                    f'columns leaves out or masks "{name}", which is the customer key; put it under columns.hash '
+                    "(a hash stays joinable), or choose another key"
+                )
+        if self.occurred_at is not None and self.columns.hides(self.occurred_at):
+            raise ValueError(f'columns hides "{self.occurred_at}", which occurred_at needs; choose another column')
 
 
 class ServerConfig(Section, frozen=True):
@@ -155,6 +230,7 @@ class Config(Struct, frozen=True):
     sections: dict[str, Any]
     folder: Path
     """Folder of the file: relative paths in it start there."""
+    privacy: PrivacyConfig = msgspec.field(default_factory=PrivacyConfig)
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -242,7 +318,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     except RecursionError as error:
         raise _too_deep(name) from error
     sections = consumer_sections()
-    known = ["log", "sources", "events", "server", *sections]
+    known = ["log", "sources", "events", "privacy", "server", *sections]
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
@@ -259,6 +335,13 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
                 )
             sources[str(source)] = _build(SourceChoice, value, f"sources.{source}", problems)
     events = _build(dict[str, EventConfig], _or_empty(tree.get("events")), "events", problems)
+    privacy = _build(PrivacyConfig, _or_empty(tree.get("privacy")), "privacy", problems)
+    if privacy is not None and not privacy.salt:
+        problems += [
+            f'events.{table}.columns.hash: needs a secret under privacy.salt, such as "${{SALT}}"'
+            for table, event in events.items()
+            if event is not None and event.columns.hash
+        ]
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
@@ -266,7 +349,15 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     if problems:
         count = len(problems)
         raise ConfigError(f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems)))
-    return Config(log=log, sources=sources, events=events, server=server, sections=built, folder=folder)
+    return Config(
+        log=log,
+        sources=sources,
+        events=events,
+        server=server,
+        sections=built,
+        folder=folder,
+        privacy=privacy or PrivacyConfig(),
+    )
 
 
 def _or_empty(value: Any) -> Any:
@@ -400,7 +491,12 @@ def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: lis
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the file, made from the same structs that parse it."""
-    parts: dict[str, type[Struct]] = {"events": EventConfig, "server": ServerConfig, **consumer_sections()}
+    parts: dict[str, type[Struct]] = {
+        "events": EventConfig,
+        "privacy": PrivacyConfig,
+        "server": ServerConfig,
+        **consumer_sections(),
+    }
     choices: list[type[Choice]] = [LogChoice, SourceChoice]
 
     def hook(kind: type[Any]) -> dict[str, Any]:
@@ -427,7 +523,7 @@ def json_schema() -> dict[str, Any]:
         }
     # A heading with nothing under it is null to YAML.
     empty = {"type": "null"}
-    own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "server")}
+    own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "privacy", "server")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace.yaml",
@@ -443,6 +539,7 @@ def json_schema() -> dict[str, Any]:
                 "minProperties": 1,
             },
             "events": {"type": ["object", "null"], "additionalProperties": by_part["events"]},
+            "privacy": {"anyOf": [by_part["privacy"], empty]},
             "server": {"anyOf": [by_part["server"], empty]},
             **own,
         },
@@ -468,10 +565,12 @@ def _unit_schema(kind: type[Any]) -> dict[str, Any]:
 
 __all__ = [
     "Choice",
+    "ColumnsConfig",
     "Config",
     "Duration",
     "EventConfig",
     "LogChoice",
+    "PrivacyConfig",
     "Section",
     "ServerConfig",
     "Size",

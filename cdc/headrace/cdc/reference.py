@@ -17,6 +17,7 @@ from headrace.cdc.config import (
     Duration,
     EventConfig,
     LogChoice,
+    PrivacyConfig,
     ServerConfig,
     Size,
     SourceChoice,
@@ -42,6 +43,7 @@ def configuration_page() -> str:
         "log": ("", LogChoice),
         "sources": ("required; a mapping of your names to sources: ", SourceChoice),
         "events": ("a mapping of `schema.table` to: ", EventConfig),
+        "privacy": ("", PrivacyConfig),
         "server": ("", ServerConfig),
         **{key: ("", struct) for key, struct in consumers.items()},
     }

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.cdc.config import EventConfig
+from headrace.cdc.config import ColumnsConfig, EventConfig
 from headrace.cdc.decode.pgtime import timestamp_us
+from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import (
     UNCHANGED,
     UNDECODABLE,
@@ -31,9 +32,11 @@ from headrace.cdc.event import (
     customer_key,
     key_text,
 )
+from headrace.cdc.process.privacy import Hasher, TablePrivacy, vanished
 
 _encode = msgspec.json.Encoder().encode
 _EMPTY: Final = b"{}"
+_ALL_COLUMNS: Final = ColumnsConfig()
 _PAST = {
     "insert": "inserted",
     "read": "inserted",
@@ -52,18 +55,21 @@ class _Plan:
     the one column, -1 when there are several or none. key_head: the key's JSON up to the one column's value. occurred: -1 for none.
     """
 
-    def __init__(self, table: TableSchema, config: EventConfig | None) -> None:
+    def __init__(self, table: TableSchema, config: EventConfig | None, hasher: Hasher | None, source: str) -> None:
         config = config or EventConfig()
-        self.columns = tuple([column.name for column in table.columns])
+        self.privacy = (
+            None if config.columns == _ALL_COLUMNS else TablePrivacy(table, config.columns, hasher, source=source)
+        )
+        self.columns = tuple([column.name for column in table.columns]) if self.privacy is None else self.privacy.names
         self.image = _image_type(self.columns)
         where = {name: index for index, name in enumerate(self.columns)}
-        self.key = table.key
-        self.key_names = tuple([self.columns[index] for index in table.key])
-        self.key_at = table.key[0] if len(table.key) == 1 else -1
+        self.key = table.key if self.privacy is None else self.privacy.key
+        self.key_names = tuple([self.columns[index] for index in self.key])
+        self.key_at = self.key[0] if len(self.key) == 1 else -1
         self.key_head = b"{" + _encode(self.key_names[0]) + b":" if self.key_at >= 0 else b""
         asked = [config.key] if isinstance(config.key, str) else config.key
         if asked is None:
-            self.customer: tuple[int, ...] | None = table.key or None
+            self.customer: tuple[int, ...] | None = self.key or None
         else:
             self.customer = tuple([where[name] for name in asked]) if all(name in where for name in asked) else None
         self.customer_at = self.customer[0] if self.customer is not None and len(self.customer) == 1 else -1
@@ -78,12 +84,14 @@ class _Plan:
 class Normaliser:
     """Turns the changes of one source into events.
 
-    events: the configuration's section, by ``schema.table``.
+    events: the configuration's section, by ``schema.table``. salt: ``privacy.salt``, "" when no column is hashed.
     """
 
-    def __init__(self, source: str, events: Mapping[str, EventConfig]) -> None:
+    def __init__(self, source: str, events: Mapping[str, EventConfig], salt: str = "") -> None:
         self._source = source
         self._events = events
+        self._hasher = Hasher(salt) if salt else None
+        self._newest: dict[str, TableSchema] = {}
         # By the schema object itself: a decoder makes one per announced version, so identity is version.
         self._plans: dict[int, tuple[TableSchema, _Plan]] = {}
 
@@ -100,6 +108,9 @@ class Normaliser:
             plan = found[1]
             after = change.after
             before = change.before
+            if plan.privacy is not None:
+                after = None if after is None else plan.privacy.row(after)
+                before = None if before is None else plan.privacy.row(before)
             image = after if after is not None else before
             unchanged: tuple[str, ...] = ()
             undecodable: tuple[str, ...] = ()
@@ -214,9 +225,24 @@ class Normaliser:
     def _plan(self, table: TableSchema) -> tuple[TableSchema, _Plan]:
         if len(self._plans) > 10_000:
             self._plans.clear()  # reconnects announce tables anew; old schema objects must not pile up
-        found = (table, _Plan(table, self._events.get(table.name)))
+        config = self._events.get(table.name)
+        if config is not None:
+            self._hold_columns(table, config)
+        found = (table, _Plan(table, config, self._hasher, self._source))
         self._plans[id(table)] = found
         return found
+
+    def _hold_columns(self, table: TableSchema, config: EventConfig) -> None:
+        former = self._newest.get(table.name)
+        lost = None if former is None else vanished(config.columns, former, table)
+        if lost is not None:
+            raise SourceRefused(
+                f'column "{lost}" of {table.name} is gone and new columns have come: if it was renamed, its values would '
+                "be logged plain",
+                source=self._source,
+                advice=f"correct events.{table.name}.columns (the new name in place of {lost}, or without it if it was dropped)",
+            )
+        self._newest[table.name] = table
 
 
 def _image_type(columns: tuple[str, ...]) -> Callable[..., Any]:

@@ -403,7 +403,16 @@ def _events(catalogue: Catalogue, events: Mapping[str, EventConfig]) -> Iterator
             continue
         columns = {column.name for column in table.columns}
         asked = [event.key] if isinstance(event.key, str) else list(event.key or ())
-        for field, column in [*(("key", column) for column in asked), ("occurred_at", event.occurred_at)]:
+        hidden = event.columns
+        named = [
+            *(("key", column) for column in asked),
+            ("occurred_at", event.occurred_at),
+            *(("columns.include", column) for column in hidden.include),
+            *(("columns.exclude", column) for column in hidden.exclude),
+            *(("columns.hash", column) for column in hidden.hash),
+            *(("columns.mask", column) for column in hidden.mask),
+        ]
+        for field, column in named:
             if column is not None and column not in columns:
                 yield Finding(
                     "events-column",
