@@ -141,7 +141,9 @@ class PostgresSource:
         self._admin = await self._connect()
         catalogue = await self._catalogue()
         self._is_standby = catalogue.is_standby
-        current_timeline = await self._hold_timeline(stored)
+        # Where a replication connection can't be had, the checks below say why.
+        can_ask = catalogue.can_replicate and catalogue.free_senders > 0
+        current_timeline = await self._hold_timeline(stored) if can_ask else catalogue.timeline
         if stored is not None:
             self._hold_history(stored, catalogue)
             if catalogue.is_standby:
