@@ -106,7 +106,12 @@ async def a_log(path: Path) -> AsyncIterator[SQLiteLog]:
     try:
         yield log
     finally:
-        await log.close()
+        closing = asyncio.create_task(log.close())
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing  # a cancellation that meets the end of a crashed life must not leave the log locked
+            raise
 
 
 async def capture_until(stop: asyncio.Event, config: PostgresConfig, path: Path, progress: Progress, driver: RandomPostgres, rng: random.Random) -> int:  # fmt: skip

@@ -202,6 +202,8 @@ _REFUSALS = {
     "definition of service": "write that service into the file that PGSERVICEFILE names (or ~/.pg_service.conf)",
     "service file": "correct the file that PGSERVICEFILE names (or ~/.pg_service.conf)",
     "is not permitted to log in": "alter role ... login",
+    "to start WAL sender": "alter role ... replication",
+    "to start walsender": "alter role ... replication",  # the words before PostgreSQL 16
     "permission denied for database": "grant connect on database ... to the role",
     "does not exist": "correct user and database in the DSN",
 }
