@@ -100,9 +100,12 @@ class Headrace:
 
     def start(self) -> None:
         with (self.folder / "run.log").open("ab") as log:
+            # Where Python may not keep compiled files, each start compiles all of its source again: that isn't what is measured.
+            environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
             self._process = subprocess.Popen(
                 [Path(sys.executable).with_name("headrace"), "run", "headrace.yaml"],
                 cwd=self.folder,
+                env=environment,
                 stdout=log,
                 stderr=log,
             )

@@ -258,7 +258,10 @@ def _source(arguments: argparse.Namespace) -> Any:
 
 
 def _settle() -> None:
-    """As the app does once its sources stream."""
+    """As the program does at its start, and once its sources stream."""
+    from headrace.cdc.cli import COLLECT_EVERY
+
+    gc.set_threshold(*COLLECT_EVERY)
     gc.collect()
     gc.freeze()
 

@@ -55,7 +55,7 @@ async def test_every_metric_follows_the_pattern_and_is_explained() -> None:
     assert values["headrace_capture_appended_rows_total"] == 3
     assert values["headrace_source_lag_bytes"] == 7
     assert values["headrace_source_retained_bytes"] == 8
-    assert values["headrace_source_failover_safe"] == 0
+    assert values["headrace_source_failover_safe_code"] == 0
     assert values["headrace_source_phase_code"] == 2
     assert values["headrace_source_snapshot_copied_rows"] == 10
     assert values["headrace_log_end_offset_events"] == 1

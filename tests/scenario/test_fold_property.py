@@ -21,6 +21,7 @@ from fix_servers import Database, postgres_bin
 from fold import Fold, Values, difference
 from headrace.cdc.capture import Capture
 from headrace.cdc.demo.embedded import PostgresServer
+from headrace.cdc.errors import SourceRefused
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
@@ -177,6 +178,11 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
         return (
             f"seed {seed}: Postgres {major}, {len(progress.order)} changes, {checks} states compared, {driver.counts}"
         )
+    except SourceRefused as error:
+        if "can't decode its WAL" not in error.message:
+            raise
+        # The server's own fault when a slot is made beside schema changes in long transactions; headrace stops, as it must.
+        pytest.skip(f"seed {seed}: Postgres {major}: {error.message}")
     finally:
         driver.close()
         database.drop()

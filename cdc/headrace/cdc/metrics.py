@@ -96,8 +96,8 @@ class _SourceCollector(Collector):
         lag_s = _gauge("headrace_source_lag_seconds", "Age of the newest thing read, by the server's clock.", "source")
         retained = _gauge("headrace_source_retained_bytes", "What the server keeps on its disk for us.", "source")
         safe = _gauge(
-            "headrace_source_failover_safe",
-            "1 when a promotion of the configured standby would keep the source's place.",
+            "headrace_source_failover_safe_code",
+            "Whether a promotion of the configured standby would keep the source's place: 0 no, 1 yes.",
             "source",
         )
         copied = _gauge("headrace_source_snapshot_copied_rows", "Rows copied by the running snapshot.", "source")

@@ -76,7 +76,10 @@ class Shop:
         return Reader(self.standby_dsn, **{"primary_dsn": self.dsn, "heartbeat": Duration.parse("100ms"), **fields})
 
 
-async def test_a_slot_on_a_standby_says_what_it_waits_for(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_slot_on_a_standby_says_what_it_waits_for(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.cdc.sources.postgres._SILENCE_S", 0.4)
     shop = Shop(pair, "waits")
     shop.execute("create table t (id int primary key)")
     shop.publish("headrace_twaits", "t")
@@ -90,6 +93,8 @@ async def test_a_slot_on_a_standby_says_what_it_waits_for(pair: Pair, caplog: py
                     await asyncio.sleep(0.01)
             assert r.source.status().phase == "connecting"
             assert "pg_log_standby_snapshot()" in caplog.text
+            await asyncio.wait([starting], timeout=1.5)
+            assert not starting.done(), "a wait for the primary is no dead link"
             shop.execute("select pg_log_standby_snapshot()")
             async with asyncio.timeout(20):
                 while not starting.done():

@@ -6,6 +6,7 @@ temporary copy (PostgreSQL 18 manual, "Replication Slot Synchronization"). So no
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import psycopg
@@ -15,6 +16,7 @@ from headrace.cdc.sources import preflight
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo, safe_name
 
 _log = logging.getLogger("headrace.source")
+_PATIENCE_S = 10.0
 
 
 class StandbyCopy:
@@ -31,8 +33,9 @@ class StandbyCopy:
         if self._config.standby_dsn is None:
             return
         try:
-            is_safe = await self._survives()
-        except (psycopg.Error, HeadraceError) as error:
+            async with asyncio.timeout(_PATIENCE_S):
+                is_safe = await self._survives()
+        except (psycopg.Error, HeadraceError, TimeoutError) as error:
             _log.debug("source %s: the standby can't be asked (%s)", self._source, type(error).__name__)
             is_safe = False
         if is_safe != self.is_safe:

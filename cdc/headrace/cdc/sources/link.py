@@ -108,9 +108,13 @@ class WatchedConnection(psycopg.AsyncConnection[tuple[object, ...]]):
 
 
 async def is_backend_at_work(connection: psycopg.AsyncConnection[tuple[object, ...]], pid: int) -> bool:
-    """Whether the server works on a query of backend pid; False when it is idle, or waits for its client to read or write."""
+    """Whether the server works on a query of backend pid; False when it is idle, or waits for its client to read or write.
+
+    A slot in the making waits for WAL, which the server counts among the waits for clients.
+    """
     cursor = await connection.execute(
-        "select state = 'active' and wait_event_type is distinct from 'Client' from pg_catalog.pg_stat_activity where pid = %s",
+        "select state = 'active' and (wait_event_type is distinct from 'Client' or wait_event in ('WalSenderWaitForWal',"
+        " 'WalSenderWaitForWAL')) from pg_catalog.pg_stat_activity where pid = %s",
         [pid],
     )
     row = await cursor.fetchone()

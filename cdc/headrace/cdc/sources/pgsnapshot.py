@@ -310,27 +310,6 @@ async def read_chunk(
     )
 
 
-async def _hold_columns(
-    cursor: psycopg.AsyncCursor[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
-) -> None:
-    """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
-
-    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. Columns that aren't published
-    may stand beside the known ones; whether one was added since the catalogue was read is seen after the chunk (pgtables.py).
-    """
-    name = sql.Identifier(table.schema, table.table)
-    only = sql.SQL("" if is_partitioned else "only ")
-    await cursor.execute(sql.SQL("lock table {}{} in access share mode").format(only, name))
-    await cursor.execute(
-        "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
-        " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
-        " order by a.attnum",
-        [name.as_string(cursor), table.oid],
-    )
-    if not set(shape(table)) <= set(await cursor.fetchall()):
-        raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
-
-
 async def _replay_position(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int | None:
     """How far a standby has replayed; None on a primary."""
     await cursor.execute(
@@ -367,6 +346,27 @@ async def _visibility(cursor: psycopg.AsyncCursor[tuple[object, ...]], replayed:
         if found[2] or str(found[1]) != first:
             return Visibility.parse(text, (replayed, parse_lsn(str(found[1])))), time_us
         await asyncio.sleep(_REPLAY_POLL_S)
+
+
+async def _hold_columns(
+    cursor: psycopg.AsyncCursor[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
+) -> None:
+    """Lock the table against schema changes for this transaction, as a SELECT does, and see that its columns are those known.
+
+    The lock comes before the snapshot: to an older one a table that ALTER rewrote looks empty. Columns that aren't published
+    may stand beside the known ones; whether one was added since the catalogue was read is seen after the chunk (pgtables.py).
+    """
+    name = sql.Identifier(table.schema, table.table)
+    only = sql.SQL("" if is_partitioned else "only ")
+    await cursor.execute(sql.SQL("lock table {}{} in access share mode").format(only, name))
+    await cursor.execute(
+        "select a.attname::text, a.atttypid::int8, a.atttypmod::int from pg_catalog.pg_attribute a"
+        " where a.attrelid = %s::text::pg_catalog.regclass and a.attrelid = %s::oid and a.attnum > 0 and not a.attisdropped"
+        " order by a.attnum",
+        [name.as_string(cursor), table.oid],
+    )
+    if not set(shape(table)) <= set(await cursor.fetchall()):
+        raise psycopg.errors.UndefinedColumn(f"the columns of {table.name} changed")
 
 
 async def _high_mark(cursor: psycopg.AsyncCursor[tuple[object, ...]]) -> int:

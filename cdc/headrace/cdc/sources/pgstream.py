@@ -15,7 +15,7 @@ from collections.abc import Callable
 import psycopg
 from psycopg import pq
 
-from headrace.cdc.errors import SourceUnavailable
+from headrace.cdc.errors import SourceRefused, SourceUnavailable
 from headrace.cdc.position import format_lsn
 
 _STATUS = struct.Struct(">cQQQqB")
@@ -123,12 +123,23 @@ class ReplicationStream:
             ) from error
         return frames
 
-    def _ended(self) -> SourceUnavailable:
-        """The server ended the stream: say with which words."""
+    def _ended(self) -> SourceUnavailable | SourceRefused:
+        """The server ended the stream: say with which words.
+
+        One error stays however often it is tried: the server made the slot while a table was created or rewritten in a
+        transaction that its first snapshot missed, and finds no table for the changes (seen with PostgreSQL 16.14).
+        """
         result = self._pg.get_result()
         said = ""
         if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
             said = result.error_message.decode(errors="replace").strip().splitlines()[0]
+        if "could not map file" in said:
+            return SourceRefused(
+                f"the server can't decode its WAL for this slot: {said}",
+                source=self._source,
+                advice="drop the slot (select pg_drop_replication_slot(...)), and start with a new log (another log.path) "
+                "while no schema change is under way",
+            )
         return SourceUnavailable(
             f"the server ended the replication stream{': ' + said if said else ''}", source=self._source
         )

@@ -140,6 +140,11 @@ class PostgresSource:
         self._admin = await self._connect()
         catalogue = await self._catalogue()
         self._is_standby = catalogue.is_standby
+        if self._has_streamed and catalogue.free_senders <= 0:
+            raise SourceUnavailable(f'the server of source "{self._name}" has no free WAL sender', source=self._name)
+        if stored is None or not catalogue.can_replicate:
+            # Before the first replication connection: the server refuses it in fewer words, and without the cure.
+            preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         current_timeline = await self._hold_timeline(stored)
         if stored is not None:
             self._hold_history(stored, catalogue)
@@ -149,8 +154,6 @@ class PostgresSource:
         self._tables = {table.oid: table for table in catalogue.tables}
         if stored is not None:
             await self._hold_published(stored)
-        if self._has_streamed and catalogue.free_senders <= 0:
-            raise SourceUnavailable(f'the server of source "{self._name}" has no free WAL sender', source=self._name)
         preflight.raise_for(self._findings(catalogue, is_first=stored is None), source=self._name)
         await self._hold_publication(catalogue)
         slot_lsn = await self._hold_slot(catalogue)
