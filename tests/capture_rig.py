@@ -77,7 +77,7 @@ class CaptureRig:
         """Everything that is committed now is durable in the log, and the copy is whole."""
         await self.until_streaming()
         # A place behind every batch of the copy: those of an idle server all stand at the same one.
-        self.database.execute("select pg_logical_emit_message(true, 'end', '')")
+        self.database.execute("select pg_logical_emit_message(true, 'headrace', '')")
         end = parse_lsn(str(self.database.execute("select pg_current_wal_flush_lsn()::text")[0][0]))
         await self.until(
             lambda: bool(self.status().position) and parse_lsn(self.status().position) >= end, "catching up"

@@ -174,7 +174,7 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
             await until(lambda: progress.is_streaming, "the copy")
             found = await asyncio.to_thread(database.execute, "select pg_current_wal_insert_lsn() - '0/0'")
             end = int(str(found[0][0]))
-            database.execute("select pg_logical_emit_message(true, 'end', '')")
+            database.execute("select pg_logical_emit_message(true, 'headrace', '')")
             await until(lambda: progress.lsn >= end, "catching up")
         finally:
             capturing.cancel()

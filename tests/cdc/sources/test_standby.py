@@ -305,7 +305,7 @@ async def test_what_ends_behind_a_chunk_is_laid_over_it(pair: Pair, monkeypatch:
                 await asyncio.sleep(0.01)
         return chunk
 
-    monkeypatch.setattr("headrace.cdc.sources.postgres.read_chunk", read_late)
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk", read_late)
     await r.start()
     try:
         await r.until_streaming()
