@@ -183,9 +183,11 @@ class FeatureEngine:
                 views[worker.view.spec.name] = {"phase": phase, **worker.status(), "offset": lane.offset if lane else 0}
         for name, view in self._stopped.items():
             views[name] = {"phase": "stopped", "reason": view.reason, "advice": view.advice}
+        # The place of the view that is furthest behind: what everybody may rely on.
+        offset = min([0 if lane is None else lane.offset for lane in (main, *self._behind)])
         return {
-            "offset": [0 if main is None else main.offset],
-            "lag_events": 0 if main is None else max(0, self._end - main.offset),
+            "offset": [offset],
+            "lag_events": 0 if main is None else max(0, self._end - offset),
             "log_time_us": 0 if main is None else main.log_time_us,
             "freshness_ms": self._metrics.recent(),
             "views": views,
