@@ -187,7 +187,9 @@ def _image_type(columns: tuple[str, ...]) -> Callable[..., Any]:
     fields = [(place, Any) for place in places]
     try:
         return msgspec.defstruct("Image", fields, rename=dict(zip(places, columns, strict=True)), gc=False)
-    except ValueError:  # msgspec takes no field name with a quote, a backslash or a control character; a column may have one
+    except (
+        ValueError
+    ):  # msgspec takes no field name with a quote, a backslash or a control character; a column may have one
         return lambda *values: dict(zip(columns, values, strict=True))
 
 

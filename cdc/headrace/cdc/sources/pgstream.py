@@ -35,7 +35,11 @@ class ReplicationStream:
     """
 
     def __init__(
-        self, connection: psycopg.AsyncConnection[tuple[object, ...]], *, source: str, clock: Callable[[], float] = time.time
+        self,
+        connection: psycopg.AsyncConnection[tuple[object, ...]],
+        *,
+        source: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._pg = connection.pgconn
