@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the named benchmarks, or all, each in a process of its own; JSON goes to benchmarks/results/<commit>/.
-# The long ones run short here, so that all take about four minutes; HEADRACE_BENCH=full runs them as long as docs/benchmarks.md does.
+# The long ones run short here, so that all take about three minutes; HEADRACE_BENCH=full runs them as long as docs/benchmarks.md does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)

@@ -24,7 +24,7 @@ from fix_features import (
     text_of,
     until,
 )
-from headrace.cdc.errors import ConfigError, StoreError
+from headrace.cdc.errors import ConfigError, DefinitionError, StoreError
 from headrace.features.compiled import CompiledView
 from headrace.features.engine import FeatureEngine
 from headrace.features.loading import load_definitions
@@ -422,3 +422,17 @@ async def test_a_stop_that_the_store_swallows_still_stops_the_engine(definitions
     async with asyncio.timeout(10):
         await asyncio.wait([task])
     assert task.cancelled()
+
+
+async def test_a_column_name_that_can_not_be_read_stops_its_view_with_words(tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from headrace.features import Entity, FeatureView, Int64, String, Table, latest\n"
+        "customer = Entity('customer', join_keys={'customer_id': Int64})\n"
+        "odd = FeatureView('odd', entity=customer, source=Table('public.orders'), "
+        "features=[latest('na\"me', String, name='name')])\n"
+    )
+    with pytest.raises(DefinitionError, match="quote") as refused:
+        await make_engine(load_definitions(path), MemoryStore(), SlicedLog()).run()
+    assert "odd" in refused.value.message
+    assert "rename" in refused.value.advice

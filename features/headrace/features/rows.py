@@ -50,7 +50,13 @@ class RowReader:
         self._view = view
         fields = [(f"c{place}", Any, UNSET) for place in range(len(view.columns))]
         rename = {f"c{place}": column for place, column in enumerate(view.columns)}
-        image = msgspec.defstruct("Image", fields, rename=rename, gc=False)
+        try:
+            image = msgspec.defstruct("Image", fields, rename=rename, gc=False)
+        except ValueError as error:  # msgspec takes no quotes, backslashes or control characters in a name
+            raise DefinitionError(
+                f"view {view.spec.name!r} at {view.defined_at} uses a column whose name holds a quote, a backslash or a control character",
+                advice="rename the column, or take it out of the view",
+            ) from error
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(image).decode
         self._tuple = msgspec.structs.astuple
 

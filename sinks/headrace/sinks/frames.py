@@ -23,6 +23,11 @@ _BLOCK_EVENTS = 256
 _BLOCK_BYTES = 64 << 10
 _EVENT_OVERHEAD_BYTES = 400
 """About what names, times and ids add to an event's own JSON; only for sizing blocks."""
+_EVENT_OBJECT_BYTES = 1_000
+_BLOCK_OBJECT_BYTES = 1_500
+_COPIES = 3
+"""What an event and a block take as objects, and how often a block's JSON is held once somebody has read it: line, server-sent event,
+whole write. Measured; a caught-up source makes blocks of one event, of which the JSON alone is less than a tenth."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode = msgspec.json.Encoder().encode
@@ -33,10 +38,13 @@ Encoder = Callable[[CustomerEvent, int, int], bytes]
 class Form:
     """A block's bytes in one envelope. Every list runs parallel to the block's events; None: not asked for yet."""
 
-    __slots__ = ("_encoder", "_json", "_tails", "block", "whole")
+    __slots__ = ("_encoder", "_events", "_first", "_json", "_partition", "_tails", "whole")
 
     def __init__(self, block: Block, encoder: Encoder) -> None:
-        self.block = block
+        # Not the block itself: the two would keep each other alive until the collector comes by, which may be long.
+        self._events = block.events
+        self._partition = block.partition
+        self._first = block.first
         self.whole: tuple[bytes, int] | None = None
         """All events that aren't heartbeats as one write, and their number: what most subscribers get."""
         self._encoder = encoder
@@ -47,8 +55,7 @@ class Form:
         """Event ``index`` as one line of JSON, without its end of line."""
         found = self._json[index]
         if found is None:
-            block = self.block
-            found = self._encoder(block.events[index], block.partition, block.first + index)
+            found = self._encoder(self._events[index], self._partition, self._first + index)
             if b"\n" in found or b"\r" in found:
                 # An SDK's own JSON may be spread over lines; inside strings these bytes are always escaped.
                 found = found.replace(b"\n", b" ").replace(b"\r", b" ")
@@ -59,7 +66,7 @@ class Form:
         """The server-sent event without its id line."""
         found = self._tails[index]
         if found is None:
-            kind = self.block.events[index].kind.encode()
+            kind = self._events[index].kind.encode()
             found = self._tails[index] = b"event: %b\ndata: %b\n\n" % (kind, self.json(index))
         return found
 
@@ -74,9 +81,9 @@ class Form:
             return self.whole
         head, end = f"id: {before}".encode(), f"{after}\n".encode()
         passes = filter.passes
-        next_offset = self.block.first + 1
+        next_offset = self._first + 1
         parts: list[bytes] = []
-        for index, event in enumerate(self.block.events):
+        for index, event in enumerate(self._events):
             if passes(event):
                 parts.append(b"%b%d%b%b" % (head, next_offset + index, end, self.tail(index)))
         made = (b"".join(parts), len(parts))
@@ -100,6 +107,11 @@ class Block:
     @property
     def next_offset(self) -> int:
         return self.first + len(self.events)
+
+    @property
+    def held_bytes(self) -> int:
+        """About what the block takes in memory, once read."""
+        return _BLOCK_OBJECT_BYTES + _EVENT_OBJECT_BYTES * len(self.events) + _COPIES * self.size_bytes
 
     def form(self, envelope: Envelope) -> Form:
         form = self._forms.get(envelope)
@@ -127,7 +139,7 @@ def split(batch: LogBatch) -> list[Block]:
 
 
 class BlockCache:
-    """The blocks used last, found by partition and first offset; bounded in bytes of events."""
+    """The blocks used last, found by partition and first offset; bounded in bytes of memory."""
 
     def __init__(self, capacity_bytes: int = 16 << 20) -> None:
         self._capacity_bytes = capacity_bytes
@@ -146,12 +158,12 @@ class BlockCache:
         for block in blocks:
             former = self._blocks.pop((block.partition, block.first), None)
             if former is not None:
-                self.size_bytes -= former.size_bytes
+                self.size_bytes -= former.held_bytes
             self._blocks[block.partition, block.first] = block
-            self.size_bytes += block.size_bytes
+            self.size_bytes += block.held_bytes
         while self.size_bytes > self._capacity_bytes and len(self._blocks) > 1:
             _, oldest = self._blocks.popitem(last=False)
-            self.size_bytes -= oldest.size_bytes
+            self.size_bytes -= oldest.held_bytes
         return blocks[0] if blocks else None
 
     def clear(self) -> None:

@@ -223,3 +223,24 @@ async def test_a_row_whose_key_moves_behind_the_copy_keeps_its_large_value(
     await r.restart()
     await r.until_streaming()
     assert r.fold.rows("public.a") == server_rows(database.dsn, "public.a")
+
+
+async def test_a_stop_that_a_task_swallows_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.cdc.sources.postgres._ASK_AGAIN_S", 0.01)
+    source = Reader("host=127.0.0.1 port=1 dbname=none").source
+    is_deaf = True
+
+    async def deaf_once() -> None:
+        nonlocal is_deaf
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if not is_deaf:
+                    raise
+                is_deaf = False
+
+    source._monitor_task = asyncio.create_task(deaf_once())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await source.stop()

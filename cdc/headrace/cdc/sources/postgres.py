@@ -54,6 +54,7 @@ _SILENCE_S = 30.0
 _CONFIRM_EVERY_S = 0.1
 _MONITOR_EVERY_S = 5.0
 _RETRY_CHUNK_S = 0.05
+_ASK_AGAIN_S = 1.0
 
 
 class PostgresState(msgspec.Struct):
@@ -197,9 +198,12 @@ class PostgresSource:
 
     async def stop(self) -> None:
         for task in (self._chunk_task, self._monitor_task):
-            if task is not None:
+            while task is not None and not task.done():
+                # Asked again: wait_for of Python 3.11, which psycopg uses, can swallow a cancellation.
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.wait([task], timeout=_ASK_AGAIN_S)
+            if task is not None and not task.cancelled():
+                task.exception()  # looked at: what it failed of was told when it mattered
         self._chunk_task = self._monitor_task = None
         if self._stream is not None:
             if self._durable > self._confirmed:
