@@ -32,8 +32,9 @@ from headrace.cdc.demo.embedded import PostgresServer, embedded_bin, free_port
 from headrace.cdc.demo.proof import FEATURES, Proof, Rows, compare, recompute
 from headrace.cdc.demo.screen import Reading, Screen
 from headrace.cdc.demo.shop import Shop, Simulator
-from headrace.cdc.errors import HeadraceError, SourceError
+from headrace.cdc.errors import ConfigError, HeadraceError, SourceError
 from headrace.cdc.position import parse_lsn
+from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo
 
 _FILES = ("headrace.yaml", "shop_features.py", "feature_store.yaml")
 _READY_S = 60.0
@@ -79,6 +80,16 @@ class _Stop:
 
 
 def _run(arguments: Namespace) -> int:
+    dsn: str = arguments.dsn or ""
+    if dsn:
+        conninfo(PostgresConfig(dsn=dsn), source="shop")  # a DSN that can't be read is told before anything is made
+    try:
+        return _show(arguments)
+    except psycopg.Error as error:
+        raise connect_error(error, config=PostgresConfig(dsn=dsn), source="shop") from error
+
+
+def _show(arguments: Namespace) -> int:
     say = Console(stderr=True, highlight=False, quiet=arguments.json)
     with ExitStack() as stack:
         folder = _folder(arguments.folder, stack)
@@ -122,7 +133,12 @@ def _run(arguments: Namespace) -> int:
 
 def _folder(asked: Path | None, stack: ExitStack) -> Path:
     if asked is not None:
-        asked.mkdir(parents=True, exist_ok=True)
+        try:
+            asked.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"folder {asked} can't be made: {error.strerror}", advice="name another with --folder"
+            ) from error
         if (asked / "shop.log.db").exists():
             raise HeadraceError(
                 f"{asked} holds the log of an earlier demo", advice="name another --folder, or remove that one"

@@ -58,7 +58,10 @@ class Shop:
     def create(self) -> None:
         """Tables, customers, products and a few orders. Raises ShopExists."""
         with psycopg.connect(self.dsn) as connection:
-            if connection.execute("select from pg_catalog.pg_namespace where nspname = %s", [SCHEMA]).fetchone():
+            found = connection.execute(
+                "select true from pg_catalog.pg_namespace where nspname = %s", [SCHEMA]
+            ).fetchone()
+            if found is not None:
                 raise ShopExists(f'the database already has a schema "{SCHEMA}"')
             connection.execute(_TABLES)
             rng = random.Random(0)
