@@ -34,8 +34,8 @@ ROWS = 120
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._SILENCE_S", 1.0)
-    monkeypatch.setattr("headrace.cdc.sources.postgres._MONITOR_EVERY_S", 0.2)
+    monkeypatch.setattr("headrace.cdc.sources.pgserver.SILENCE_S", 1.0)
+    monkeypatch.setattr("headrace.cdc.sources.pgmonitor._ASK_EVERY_S", 0.2)
     monkeypatch.setattr("headrace.cdc.sources.pgstream._ANSWER_S", 1.0)
     monkeypatch.setattr("headrace.cdc.sources.postgres_config._CONNECT_TIMEOUT_S", 2)
     monkeypatch.setattr("headrace.cdc.capture._FIRST_PAUSE_S", 0.02)
@@ -162,10 +162,15 @@ async def test_a_terminated_backend_is_replaced(database: Database, rig: MakeRig
 
     def pid() -> int:
         if connection == "_stream":
-            found = database.execute("select active_pid from pg_replication_slots where slot_name = %s", r.source._slot)
+            found = database.execute(
+                "select active_pid from pg_replication_slots where slot_name = %s", r.source._server.slot
+            )
             return int(str(found[0][0] or 0))
-        held = getattr(r.source, connection)
-        return 0 if held is None else int(held.info.backend_pid)
+        if connection == "_admin":
+            admin = r.source._server._admin
+            return 0 if admin is None else admin.info.backend_pid
+        copier = None if r.source._copier is None else r.source._copier._connection
+        return 0 if copier is None else copier.info.backend_pid
 
     former = pid()
     database.execute("select pg_terminate_backend(%s)", former)
@@ -233,10 +238,11 @@ async def test_a_dropped_slot_stops_it_with_the_cure(database: Database, rig: Ma
 
     def drop() -> bool:
         database.execute(
-            "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", r.source._slot
+            "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s",
+            r.source._server.slot,
         )
         try:
-            database.execute("select pg_drop_replication_slot(%s)", r.source._slot)
+            database.execute("select pg_drop_replication_slot(%s)", r.source._server.slot)
         except psycopg.errors.ObjectInUse:
             return False
         return True
@@ -259,7 +265,9 @@ async def test_a_slot_that_the_server_gave_up_stops_it_with_the_cure(own_databas
         own_database.execute("insert into a select max(id) + 1, 0, 'x' from a")
         own_database.execute("select pg_switch_wal()")
         own_database.execute("checkpoint")
-        found = own_database.execute("select wal_status from pg_replication_slots where slot_name = %s", r.source._slot)
+        found = own_database.execute(
+            "select wal_status from pg_replication_slots where slot_name = %s", r.source._server.slot
+        )
         return found[0][0] == "lost"
 
     async with asyncio.timeout(30):
@@ -294,7 +302,7 @@ async def test_an_altered_publication_is_never_a_silent_gap(
     r = await rig(database)
     await r.until_caught_up()
     for statement in statements:
-        database.execute(statement.format(p=r.source._publication))
+        database.execute(statement.format(p=r.source._server.publication))
     database.execute("insert into a values (9000, 0, 'unseen')")
     error = await r.until_it_stops(within_s=NAMED_WITHIN_S)
     assert isinstance(error, HistoryMismatch)
@@ -312,7 +320,7 @@ async def test_a_publication_altered_while_headrace_is_down_is_seen_at_the_start
     assert r.task is not None
     r.task.cancel()
     await asyncio.gather(r.task, return_exceptions=True)
-    publication = r.source._publication
+    publication = r.source._server.publication
     database.execute(f"alter publication {publication} drop table a")
     database.execute("insert into a values (9000, 0, 'unseen')")
     database.execute(f"alter publication {publication} add table a")

@@ -26,7 +26,8 @@ from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import ChangeBatch
-from headrace.cdc.sources.postgres import PostgresSource, PostgresState
+from headrace.cdc.sources.pgstate import PostgresState
+from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
 from random_postgres import RandomPostgres
 

@@ -41,7 +41,7 @@ def pair() -> Iterator[Pair]:
 
 
 async def test_a_promotion_after_kill_9_loses_and_doubles_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._MONITOR_EVERY_S", 0.05)
+    monkeypatch.setattr("headrace.cdc.sources.pgmonitor._ASK_EVERY_S", 0.05)
     primary, standby = pair
     ask(primary.dsn, "create table t (id int primary key, n int)")
     both = (
@@ -65,9 +65,9 @@ async def test_a_promotion_after_kill_9_loses_and_doubles_nothing(pair: Pair, mo
     writer = threading.Thread(target=write)
     try:
         await r.until_streaming()
-        assert ask(primary.dsn, "select failover from pg_replication_slots where slot_name = %s", r.source._slot) == [
-            (True,)
-        ]
+        assert ask(
+            primary.dsn, "select failover from pg_replication_slots where slot_name = %s", r.source._server.slot
+        ) == [(True,)]
         writer.start()
         assert r.source.status().is_failover_safe is not True
 
@@ -145,7 +145,7 @@ async def test_a_copy_that_a_promotion_would_drop_is_not_safe(pair: Pair) -> Non
 
 
 async def test_an_unreachable_standby_is_never_called_safe(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._MONITOR_EVERY_S", 0.05)
+    monkeypatch.setattr("headrace.cdc.sources.pgmonitor._ASK_EVERY_S", 0.05)
     primary, standby = pair
     ask(primary.dsn, "create table t (id int primary key)")
     r = Reader(primary.dsn, standby_dsn=f"{standby.dsn} password=hushhush", heartbeat=Duration.parse("100ms"))

@@ -124,7 +124,7 @@ async def test_a_dropped_slot_is_refused_with_the_cure(database: Database, reade
     r: Reader = await reader()
     await r.until_streaming()
     await r.stop()
-    drop_slot(database.connection, r.source._slot)
+    drop_slot(database.connection, r.source._server.slot)
     with pytest.raises(HistoryMismatch, match="was dropped") as refused:
         await r.start()
     assert "log.path" in refused.value.paragraph()
@@ -136,7 +136,7 @@ async def test_a_slot_that_somebody_else_advanced_is_refused(database: Database,
     await r.until_streaming()
     await r.stop()
     database.execute("insert into t values (1)")
-    database.execute(f"select pg_replication_slot_advance('{r.source._slot}', pg_current_wal_lsn())")
+    database.execute(f"select pg_replication_slot_advance('{r.source._server.slot}', pg_current_wal_lsn())")
     with pytest.raises(HistoryMismatch, match="past the log's position"):
         await r.start()
 
@@ -160,7 +160,7 @@ async def test_another_database_is_refused(database: Database, reader: MakeReade
 async def test_a_slot_in_use_names_the_reader(
     database: Database, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._SLOT_WAIT_S", 0.2)
+    monkeypatch.setattr("headrace.cdc.sources.pgstart._SLOT_WAIT_S", 0.2)
     database.execute("create table t (id int primary key)")
     first: Reader = await reader()
     await first.until_streaming()
@@ -178,7 +178,7 @@ async def test_a_cut_connection_is_tried_again_and_loses_nothing(database: Datab
     await r.until_streaming()
     database.execute("insert into t values (1)")
     database.execute(
-        "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", r.source._slot
+        "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = %s", r.source._server.slot
     )
     with pytest.raises(SourceUnavailable):
         await r.until_op("insert", 2)
@@ -202,7 +202,7 @@ async def test_only_durable_places_are_confirmed(database: Database, reader: Mak
     (confirmed,) = database.execute(
         "select confirmed_flush_lsn <= %s::pg_lsn from pg_replication_slots where slot_name = %s",
         before,
-        r.source._slot,
+        r.source._server.slot,
     )
     assert confirmed[0], "the server was told of a place that no log holds"
 
@@ -226,7 +226,7 @@ async def test_a_row_whose_key_moves_behind_the_copy_keeps_its_large_value(
 
 
 async def test_a_stop_that_a_task_swallows_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr("headrace.cdc.sources.ending._ASK_AGAIN_S", 0.01)
     source = Reader("host=127.0.0.1 port=1 dbname=none").source
     is_deaf = True
 

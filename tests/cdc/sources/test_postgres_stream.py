@@ -203,7 +203,7 @@ async def test_a_quiet_table_beside_a_busy_one_does_not_hold_wal(database: Datab
     await r.until_streaming()
     database.execute("insert into busy select n, repeat('x', 100) from generate_series(1, 20000) n")
     end = database.execute("select pg_current_wal_flush_lsn()::text")[0][0]
-    slot = r.source._slot
+    slot = r.source._server.slot
 
     def is_confirmed() -> bool:
         (found,) = database.execute(

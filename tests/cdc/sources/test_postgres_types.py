@@ -369,6 +369,6 @@ async def test_bytes_that_are_no_text_are_marked_not_guessed(database: Database,
                 assert msgspec.json.decode(msgspec.json.encode(line["after"])) == {"id": 1}
             finally:
                 await r.stop()
-            drop_slot(admin, r.source._slot)
+            drop_slot(admin, r.source._server.slot)
         finally:
             admin.execute(f"drop database {name} with (force)")

@@ -21,7 +21,8 @@ from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import SourceRefused, SourceUnavailable
 from headrace.cdc.position import parse_lsn
 from headrace.cdc.sources.pgsnapshot import Visibility, read_chunk
-from headrace.cdc.sources.postgres import PostgresSource, PostgresState
+from headrace.cdc.sources.pgstate import PostgresState
+from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
 Pair = tuple[PostgresServer, PostgresServer]
@@ -79,7 +80,7 @@ class Shop:
 async def test_a_slot_on_a_standby_says_what_it_waits_for(
     pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._SILENCE_S", 0.4)
+    monkeypatch.setattr("headrace.cdc.sources.pgserver.SILENCE_S", 0.4)
     shop = Shop(pair, "waits")
     shop.execute("create table t (id int primary key)")
     shop.publish("headrace_twaits", "t")
@@ -327,7 +328,7 @@ async def test_an_idle_standby_is_confirmed_by_keepalive(pair: Pair) -> None:
         ask(shop.primary.dsn, "insert into neighbour select generate_series(1, 1000)")
         lsn = ask(shop.primary.dsn, "select pg_current_wal_lsn()::text")[0][0]
         query = "select confirmed_flush_lsn >= %s::pg_lsn from pg_replication_slots where slot_name = %s"
-        await r.until(lambda: bool(ask(shop.standby_dsn, query, lsn, r.source._slot)[0][0]))
+        await r.until(lambda: bool(ask(shop.standby_dsn, query, lsn, r.source._server.slot)[0][0]))
         assert not r.changes
     finally:
         await r.stop()
@@ -336,7 +337,7 @@ async def test_an_idle_standby_is_confirmed_by_keepalive(pair: Pair) -> None:
 async def test_a_stream_goes_on_over_the_promotion_of_its_standby(
     pair18: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.postgres._MONITOR_EVERY_S", 0.05)
+    monkeypatch.setattr("headrace.cdc.sources.pgmonitor._ASK_EVERY_S", 0.05)
     shop = Shop(pair18, "promoted")
     shop.execute("create table t (id int primary key)")
     shop.publish("headrace_tpromoted", "t")

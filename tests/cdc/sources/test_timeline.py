@@ -12,7 +12,7 @@ from fix_servers import postgres_bin
 from fix_standby import ask, caught_up, make_standby, promote, slot_on_standby
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import HistoryMismatch
-from headrace.cdc.sources.postgres import PostgresState
+from headrace.cdc.sources.pgstate import PostgresState
 from headrace.cdc.sources.timeline import Timelines, parse_history
 
 HISTORY = "1\t0/3000148\tno recovery target specified\n\n# by hand\n2\t0/5000000\tno recovery target specified\n"
@@ -59,7 +59,7 @@ async def test_a_promoted_server_is_held_to_the_switch_point(
         ask(primary.dsn, "insert into t values (1)")
         await r.until_op("insert")
         # By hand, as somebody who prepares a failover would.
-        slot_on_standby(primary, standby, r.source._slot)
+        slot_on_standby(primary, standby, r.source._server.slot)
         ask(primary.dsn, "insert into t values (2)")
         await r.until_op("insert", 2)
         caught_up(primary, standby)

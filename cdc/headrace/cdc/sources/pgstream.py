@@ -55,6 +55,11 @@ class ReplicationStream:
         self.heard_at = 0.0
         """Monotonic time when bytes last came, be it only a part of a long message."""
 
+    @property
+    def backend_pid(self) -> int:
+        """Of the walsender at the other end."""
+        return self._connection.info.backend_pid
+
     async def start(self, slot: str, lsn: int, publication: str, *, has_messages: bool = False) -> None:
         """Begin to stream after ``lsn``. has_messages: logical messages too (from 14 on).
 
