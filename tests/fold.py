@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import psycopg
 
-from headrace.cdc.decode.pgoutput import row_kinds, text_value
+from headrace.cdc.decode.pgvalue import row_kinds, text_value
 from headrace.cdc.event import UNCHANGED, Change, CustomerEvent, SchemaEvent
 
 PINNED = (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fix_servers import Database
 from fold import PINNED
 from headrace.cdc.decode.copytext import copy_row
-from headrace.cdc.decode.pgoutput import row_kinds, text_value
+from headrace.cdc.decode.pgvalue import row_kinds, text_value
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNDECODABLE
 

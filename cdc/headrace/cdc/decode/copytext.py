@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from headrace.cdc.decode.pgoutput import text_value
+from headrace.cdc.decode.pgvalue import text_value
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import Row
 
@@ -26,7 +26,7 @@ _ESCAPE = re.compile(rb"\\(.?)", re.DOTALL)
 
 
 def copy_row(line: bytes, kinds: bytes) -> Row:
-    """The row of one COPY line (with or without its newline). kinds: see pgoutput.row_kinds.
+    """The row of one COPY line (with or without its newline). kinds: see pgvalue.row_kinds.
 
     Raises DecodeError when the number of columns differs from len(kinds), for an escape that COPY never writes, and for text
     that the column's type never prints.

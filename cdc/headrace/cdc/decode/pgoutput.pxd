@@ -31,6 +31,14 @@ cdef class PgOutputDecoder:
     cdef public unsigned long long wants_key_of
     cdef public bint in_transaction
     cdef public unsigned long long skip_until
+    cdef public list pieces
+    cdef public object spilled_commit
+    cdef unsigned long long _stream_xid
+    cdef bint _is_spilling
+    cdef bytearray _spill
+    cdef list _announced
+    cdef object _replay_commit
+    cdef Py_ssize_t _first_ordinal
     cdef list _rows
     cdef Py_ssize_t _size
     cdef unsigned long long _xid
@@ -38,14 +46,25 @@ cdef class PgOutputDecoder:
     cdef long long _commit_us
     cdef Py_ssize_t _pos
 
-    @cython.locals(index=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, data=bytes, kind=cython.uchar)
     cpdef Py_ssize_t feed(self, list frames, Py_ssize_t start=*) except -1
+    @cython.locals(index=Py_ssize_t, count=Py_ssize_t, size=Py_ssize_t, data=bytes, kind=cython.uchar, outcome=cython.int)
+    cdef Py_ssize_t _feed(self, list frames, Py_ssize_t start) except -1
+    @cython.locals(pos=Py_ssize_t, end=Py_ssize_t, after=Py_ssize_t, subxid=cython.ulonglong, kind=cython.uchar, data=bytes, is_known=bint)
+    cpdef Py_ssize_t replay(self, bytes piece, Py_ssize_t start, frozenset aborted, Py_ssize_t max_bytes) except -1
     cdef object _keepalive(self, bytes data)
     @cython.locals(kind=cython.uchar)
-    cdef bint _message(self, bytes data, Py_ssize_t size) except -1
+    cdef int _message(self, bytes data, Py_ssize_t size) except -1
+    @cython.locals(xid=cython.ulonglong, end_lsn=cython.ulonglong)
+    cdef int _stream_control(self, bytes data, Py_ssize_t size, unsigned char kind) except -1
+    cdef object _streamed(self, bytes data, Py_ssize_t size, unsigned char kind)
+    @cython.locals(spill=bytearray, length=Py_ssize_t)
+    cdef object _spill_message(self, bytes data, unsigned long long subxid, Py_ssize_t body)
+    cdef object _cut_piece(self)
     cdef object _begin(self, bytes data, Py_ssize_t size)
-    @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, end_lsn=cython.ulonglong, rows=list, changes=list, news=list, relation=_Relation, position=str, identifier=str, text=str)
-    cdef object _commit(self, bytes data, Py_ssize_t size)
+    @cython.locals(end_lsn=cython.ulonglong, rows=list)
+    cdef int _commit(self, bytes data, Py_ssize_t size) except -1
+    @cython.locals(ordinal=Py_ssize_t, last=Py_ssize_t, changes=list, news=list, relation=_Relation, position=str, identifier=str, text=str)
+    cdef object _transaction(self, list rows, unsigned long long end_lsn, long long commit_us, Py_ssize_t first_ordinal, bint is_last)
     @cython.locals(lsn=cython.ulonglong, prefix=str, start=Py_ssize_t, relation=_Relation, content=bytes, time_us=cython.longlong)
     cdef object _logical_message(self, bytes data, Py_ssize_t size)
     cdef _Relation _message_relation(self, str prefix)

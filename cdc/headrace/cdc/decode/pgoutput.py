@@ -1,4 +1,4 @@
-"""pgoutput, protocol version 1, text mode: replication frames in, whole transactions out.
+"""pgoutput, protocol versions 1 and 2, text mode: replication frames in, whole transactions out.
 
 Follows the PostgreSQL 18 manual, chapters "Streaming Replication Protocol" and "Logical Replication Message Formats". Sans-I/O:
 the whole memory of a decoder is its relations, their versions and the transaction under way. All integers are big-endian,
@@ -17,6 +17,18 @@ times are microseconds since 2000-01-01 UTC on the wire and since 1970 outside t
                O  int64 lsn  cstring name
                M  byte transactional  int64 lsn  cstring prefix  int32 length  bytes
     tuple      int16 n  n x ( n | u | t int32 length bytes )
+    streaming  S  int32 xid  byte first                               inside S..E: int32 xid behind the kind of each message but O
+               E
+               c  int32 xid  byte 0  int64 commit_lsn  int64 end_lsn  int64 time
+               A  int32 xid  int32 subxid
+
+A transaction too large for memory is not decoded as it comes: its messages leave as ``pieces``, undecoded, for the caller to keep on disk,
+and are decoded a part at a time once it is known to have committed (``begin_replay``, ``replay``, ``take_part``). So are all that the server
+streams before their end (protocol 2), and what ``spill_open`` was called for. A piece is self-contained::
+
+    piece      17 bytes of padding  n x ( int32 subxid  int32 length  message )
+
+The padding makes every message of a piece have 25 bytes before it, as in a frame.
 
 The file runs as plain Python; pgoutput.pxd beside it adds the C types with which the build compiles it. Lengths and indexes are
 checked here, not left to the compiler's bounds checks: a short frame must become a DecodeError and never a row.
@@ -25,87 +37,21 @@ checked here, not left to the compiler's bounds checks: a short frame must becom
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from math import isfinite
+from typing import TypeAlias
 
-from headrace.cdc.decode.pgtypes import KINDS
+from headrace.cdc.decode.pgvalue import row_kinds, text_value
 from headrace.cdc.decode.tableversion import SchemaNews, TableVersion, versioned
+from headrace.cdc.decode.transaction import Abort, Piece, SpilledCommit, Transaction
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Change, Column, Op, Row, TableSchema, Value
 from headrace.cdc.position import format_lsn
 
 _EPOCH_2000_US = 946_684_800_000_000
 
-# How a column's text becomes a value: text as it is, or the Python type that says the same without loss.
-# The same numbers as in pgtypes.py, which says which type has which; names of this file compile to plain comparisons.
-_TEXT, _INT, _BOOL, _FLOAT = 0, 1, 2, 3
-
 MESSAGES = "pg_message"
 """Schema of the made-up tables that logical messages come from, one a prefix. No schema of a user begins with pg_."""
 _MESSAGE_COLUMNS = (Column("prefix", 25, "text"), Column("content", 25, "text"), Column("content_hex", 25, "text"))
 _OWN_PREFIX = "headrace"
-
-
-class Transaction:
-    """A committed transaction: its changes in order, and the LSN after which a restart goes on.
-
-    news: versions of tables that begin in it, in order; what an event says of each is made by tableversion.changes_of. A logical
-    message outside transactions is one of its own, with xid 0.
-    """
-
-    __slots__ = ("changes", "commit_us", "end_lsn", "news", "size_bytes", "xid")
-
-    def __init__(
-        self, xid: int, end_lsn: int, commit_us: int, changes: list[Change], size_bytes: int, news: list[SchemaNews]
-    ) -> None:
-        self.xid = xid
-        self.end_lsn = end_lsn
-        self.commit_us = commit_us
-        self.changes = changes
-        self.size_bytes = size_bytes
-        self.news = news
-
-
-def row_kinds(type_oids: list[int]) -> bytes:
-    """One byte a column: how ``text_value`` reads it."""
-    return bytes([KINDS.get(oid, _TEXT) for oid in type_oids])
-
-
-def text_value(data: bytes, kind: int) -> Value | Absent:
-    """One column's text as its value; the stream and the snapshot share it.
-
-    Exact by construction: integers and booleans have one spelling; a float is the shortest text that reads back as the
-    same number (extra_float_digits is pinned), NaN and the infinities stay text because JSON has no number for them.
-    Raises DecodeError for text that the type never prints.
-    """
-    if kind == _INT:
-        return _integer(data)
-    if kind == _BOOL:
-        if data != b"t" and data != b"f":
-            raise DecodeError("a value that is no boolean", kind="value")
-        return data == b"t"
-    if kind == _FLOAT and data not in (b"NaN", b"Infinity", b"-Infinity"):
-        try:
-            number = float(data)
-        except ValueError:  # its text quotes the value
-            number = float("nan")
-        if not isfinite(number):
-            raise DecodeError("a value that is no float", kind="value")
-        return number
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return UNDECODABLE
-
-
-def _integer(data: bytes) -> int:
-    """Text of an integer type of at most 64 bits. Raises DecodeError."""
-    try:
-        number = int(data)
-    except ValueError:  # its text quotes the value
-        raise DecodeError("a value that is no integer", kind="value") from None
-    if not -0x8000000000000000 <= number <= 0x7FFFFFFFFFFFFFFF:
-        raise DecodeError("an integer of more than 64 bits", kind="value")
-    return number
 
 
 class _Relation:
@@ -122,8 +68,15 @@ class _Relation:
         self.count = len(kinds)
 
 
+_RowChange: TypeAlias = tuple[_Relation, Op, Row | None, Row | None]
+
+# What comes after a message: go on, or give the caller its turn, with this message again at the next feed or behind it.
+_STOP_BEFORE, _STOP_AFTER, _GO_ON = 0, 1, 2
+_PADDING = bytes(17)
+
+
 class PgOutputDecoder:
-    """Feed it frames; take whole transactions out of ``transactions`` and keepalives out of the three fields.
+    """Feed it frames; take whole transactions out of ``transactions``, what must be spilled out of ``pieces``, keepalives out of the three fields.
 
     id_prefix: begins every change id; with the end LSN and the ordinal behind it the id is the same after any restart.
     type_names: type OID -> name, also fed by Y messages. primary_keys: table OID -> column names, needed only for tables whose
@@ -153,21 +106,42 @@ class PgOutputDecoder:
         self.wants_key_of = 0
         """OID of a table whose primary key the caller must put into primary_keys before feeding on; 0 = none."""
         self.in_transaction = False
+        """Inside B..C or S..E, or in a replay."""
         self.skip_until = 0
         """Transactions whose end LSN is at most this were logged before and are dropped whole."""
-        self._rows: list[tuple[_Relation, Op, Row | None, Row | None]] = []
+        self.pieces: list[Piece | Abort] = []
+        self.spilled_commit: SpilledCommit | None = None
+        """Set by ``feed``, which then returns early: replay this transaction before feeding on. The caller takes it out."""
+        self._stream_xid = 0
+        self._is_spilling = False
+        self._spill = bytearray()
+        self._announced: list[tuple[int, _Relation | None]] = []
+        self._replay_commit: SpilledCommit | None = None
+        self._first_ordinal = 0
+        self._rows: list[_RowChange] = []
         self._size = 0
         self._xid = 0
         self._commit_lsn = 0
         self._commit_us = 0
         self._pos = 0
 
+    @property
+    def open_bytes(self) -> int:
+        """Size of the messages held of the transaction under way."""
+        return self._size if self.in_transaction and not self._is_spilling else 0
+
     def feed(self, frames: list[bytes], start: int = 0) -> int:
         """Decode frames[start:]; the result is the index of the first frame not consumed.
 
-        That is len(frames) unless ``wants_key_of`` was set. Raises DecodeError on anything that doesn't follow the
-        protocol; the decoder must then be thrown away.
+        That is len(frames) unless ``wants_key_of`` or ``spilled_commit`` was set. Raises DecodeError on anything that doesn't follow
+        the protocol; the decoder must then be thrown away.
         """
+        index = self._feed(frames, start)
+        if len(self._spill) > 0:
+            self._cut_piece()
+        return index
+
+    def _feed(self, frames: list[bytes], start: int) -> int:
         index = start
         count = len(frames)
         while index < count:
@@ -180,8 +154,9 @@ class PgOutputDecoder:
                 if kind == 119:  # w
                     if size < 26:
                         raise DecodeError("frame is shorter than its head", kind="w", index=size)
-                    if not self._message(data, size):
-                        return index
+                    outcome = self._message(data, size)
+                    if outcome != _GO_ON:
+                        return index + outcome
                 elif kind == 107:  # k
                     if size != 18:
                         raise DecodeError("keepalive is not 18 bytes long", kind="k", index=size)
@@ -195,14 +170,96 @@ class PgOutputDecoder:
             index += 1
         return index
 
+    def spill_open(self, frames: list[bytes]) -> None:
+        """Turn the transaction under way into one that leaves pieces.
+
+        frames: all frames since its B, which is the first of them; each was fed before.
+        """
+        for oid, former in reversed(self._announced):
+            # The replay announces them again, each in its place.
+            if former is None:
+                del self.relations[oid]
+            else:
+                self.relations[oid] = former
+        self._announced = []
+        self._rows = []
+        self._size = 0
+        self._is_spilling = True
+        for data in frames[1:]:
+            if data[0] == 119:
+                self._spill_message(data, 0, 26)
+        self._cut_piece()
+
+    def begin_replay(self, commit: SpilledCommit) -> None:
+        """Begin to decode a transaction that left pieces; ``replay`` gets them in order, ``take_part`` gives what they hold."""
+        self._replay_commit = commit
+        self._first_ordinal = 0
+        self._rows = []
+        self._size = 0
+        self._xid = commit.xid
+        self._announced = []
+        self.in_transaction = True
+
+    def replay(self, piece: bytes, start: int, aborted: frozenset[int], max_bytes: int) -> int:
+        """Decode messages of a piece from index start (0 at first) until about max_bytes are held; the index after them.
+
+        aborted: subtransactions that were rolled back. The result is len(piece) at the piece's end; less also when ``wants_key_of``
+        was set. Raises DecodeError.
+        """
+        commit = self._replay_commit
+        if commit is None:
+            raise DecodeError("a replay that was not begun", kind="piece", index=0)
+        pos = 17 if start == 0 else start
+        end = len(piece)
+        while pos < end and self._size < max_bytes:
+            if pos + 9 > end:
+                raise DecodeError("a piece ends too early", kind="piece", index=pos)
+            subxid = _u32(piece, pos)
+            after = pos + 8 + _u32(piece, pos + 4)
+            if after > end:
+                raise DecodeError("a piece ends too early", kind="piece", index=pos)
+            kind = piece[pos + 8]
+            # A relation counts whoever announced it: the server sends it once for the whole transaction.
+            if kind == 82 or kind == 89 or not (commit.is_known or (len(aborted) > 0 and subxid in aborted)):
+                data = piece[pos - 17 : after]
+                try:
+                    if self._message(data, len(data)) == _STOP_BEFORE:
+                        return pos
+                except IndexError as error:
+                    raise DecodeError("message ends too early", kind=chr(kind), index=after - pos) from error
+            pos = after
+        return pos
+
+    def take_part(self, *, is_last: bool) -> Transaction:
+        """What the replay has decoded since the last part. is_last: the transaction ends with it."""
+        commit = self._replay_commit
+        if commit is None:
+            raise DecodeError("a replay that was not begun", kind="piece", index=0)
+        rows = self._rows
+        self._rows = []
+        part = self._transaction(rows, commit.end_lsn, commit.commit_us, self._first_ordinal, is_last)
+        self._first_ordinal += len(rows)
+        self._size = 0
+        if is_last:
+            self._replay_commit = None
+            self.in_transaction = False
+        return part
+
     def forget_connection(self) -> None:
-        """Drop what belongs to one connection: relations and the transaction under way."""
+        """Drop what belongs to one connection: relations and the transactions under way."""
         self.relations = {}
         self._rows = []
         self._size = 0
         self.in_transaction = False
         self.transactions = []
         self.reply_requested = False
+        self.pieces = []
+        self.spilled_commit = None
+        self._stream_xid = 0
+        self._is_spilling = False
+        self._spill = bytearray()
+        self._announced = []
+        self._replay_commit = None
 
     def _keepalive(self, data: bytes) -> None:
         wal_end = _u64(data, 1)
@@ -211,8 +268,15 @@ class PgOutputDecoder:
         if data[17] == 1:
             self.reply_requested = True
 
-    def _message(self, data: bytes, size: int) -> bool:
+    def _message(self, data: bytes, size: int) -> int:
+        """_GO_ON, or where to stop."""
         kind = data[25]
+        if self._stream_xid != 0:
+            self._streamed(data, size, kind)
+            return _GO_ON
+        if self._is_spilling and kind != 67:
+            self._spill_message(data, 0, 26)
+            return _GO_ON
         if kind == 73:  # I
             self._insert(data, size)
         elif kind == 85:  # U
@@ -222,9 +286,9 @@ class PgOutputDecoder:
         elif kind == 66:  # B
             self._begin(data, size)
         elif kind == 67:  # C
-            self._commit(data, size)
+            return self._commit(data, size)
         elif kind == 82:  # R
-            return self._announce(data, size)
+            return _GO_ON if self._announce(data, size) else _STOP_BEFORE
         elif kind == 89:  # Y
             oid = _u32(data, 26)
             self._cstring(data, 30, size)
@@ -241,9 +305,64 @@ class PgOutputDecoder:
                 raise DecodeError("bytes after the origin", kind="O", index=self._pos)
         elif kind == 77:  # M
             self._logical_message(data, size)
+        elif kind == 83 or kind == 99 or kind == 65:  # S, c, A
+            return self._stream_control(data, size, kind)
         else:
             raise DecodeError("unknown message", kind=chr(kind), index=25)
-        return True
+        return _GO_ON
+
+    def _stream_control(self, data: bytes, size: int, kind: int) -> int:
+        """Begin of a block of an open transaction, or the end of such a transaction."""
+        if self.in_transaction:
+            raise DecodeError("a streamed transaction inside another", kind=chr(kind), index=25)
+        xid = _u32(data, 26)
+        if kind == 83:  # S
+            if size != 31 or xid == 0:
+                raise DecodeError("a stream start that is not 6 bytes long", kind="S", index=size)
+            self._stream_xid = xid
+            self.in_transaction = True
+            return _GO_ON
+        if kind == 65:  # A
+            if size != 34:
+                raise DecodeError("a stream abort that is not 9 bytes long", kind="A", index=size)
+            self.pieces.append(Abort(xid, _u32(data, 30)))
+            return _GO_ON
+        if size != 55:
+            raise DecodeError("a stream commit that is not 30 bytes long", kind="c", index=size)
+        end_lsn = _u64(data, 39)
+        self.spilled_commit = SpilledCommit(xid, end_lsn, _time_us(data, 47, "c"), end_lsn <= self.skip_until)
+        return _STOP_AFTER
+
+    def _streamed(self, data: bytes, size: int, kind: int) -> None:
+        """A message inside S..E."""
+        if kind == 69:  # E
+            if size != 26:
+                raise DecodeError("bytes after the stream stop", kind="E", index=26)
+            self._cut_piece()
+            self._stream_xid = 0
+            self.in_transaction = False
+        elif kind in b"IUDTRYM":
+            if size < 30:
+                raise DecodeError("message ends too early", kind=chr(kind), index=size)
+            self._spill_message(data, _u32(data, 26), 30)
+        elif kind != 79:
+            raise DecodeError("unknown message inside a stream", kind=chr(kind), index=25)
+
+    def _spill_message(self, data: bytes, subxid: int, body: int) -> None:
+        """Put a message into the piece under way. body: index behind the kind, and behind the xid where one follows it."""
+        spill = self._spill
+        if len(spill) == 0:
+            spill += _PADDING
+        length = len(data) - body + 1
+        spill += subxid.to_bytes(4, "big")
+        spill += length.to_bytes(4, "big")
+        spill.append(data[25])
+        spill += data[body:]
+
+    def _cut_piece(self) -> None:
+        if len(self._spill) > 0:
+            self.pieces.append(Piece(self._stream_xid or self._xid, bytes(self._spill)))
+            self._spill = bytearray()
 
     def _begin(self, data: bytes, size: int) -> None:
         if size != 46:
@@ -255,27 +374,38 @@ class PgOutputDecoder:
         self._xid = _u32(data, 42)
         self._rows = []
         self._size = 0
+        if self._announced:
+            self._announced = []
         self.in_transaction = True
 
-    def _commit(self, data: bytes, size: int) -> None:
+    def _commit(self, data: bytes, size: int) -> int:
         if size != 51:
             raise DecodeError("a commit that is not 26 bytes long", kind="C", index=size)
         if not self.in_transaction or _u64(data, 27) != self._commit_lsn:
             raise DecodeError("a commit without its begin", kind="C", index=25)
         end_lsn = _u64(data, 35)
         self.in_transaction = False
+        if self._is_spilling:
+            self._cut_piece()
+            self._is_spilling = False
+            self.spilled_commit = SpilledCommit(self._xid, end_lsn, self._commit_us, end_lsn <= self.skip_until)
+            return _STOP_AFTER
         rows = self._rows
         self._rows = []
-        if end_lsn <= self.skip_until:
-            return
+        if end_lsn > self.skip_until:
+            self.transactions.append(self._transaction(rows, end_lsn, self._commit_us, 0, True))
+        return _GO_ON
+
+    def _transaction(
+        self, rows: list[_RowChange], end_lsn: int, commit_us: int, first_ordinal: int, is_last: bool
+    ) -> Transaction:
         xid = self._xid
-        commit_us = self._commit_us
         position = format_lsn(end_lsn) + ":"
         identifier = f"{self.id_prefix}{end_lsn:X}-"
-        last = len(rows) - 1
+        last = first_ordinal + len(rows) - 1 if is_last else -1
         changes: list[Change] = []
         news: list[SchemaNews] = []
-        ordinal = 0
+        ordinal = first_ordinal
         for relation, op, before, after in rows:
             if not relation.is_versioned:
                 # Not before: of a transaction that is skipped, or never ends, nothing may be remembered.
@@ -299,7 +429,9 @@ class PgOutputDecoder:
                 )
             )
             ordinal += 1
-        self.transactions.append(Transaction(xid, end_lsn, commit_us, changes, self._size, news))
+        return Transaction(
+            xid, end_lsn, commit_us, changes, self._size, news, first_ordinal=first_ordinal, is_part=not is_last
+        )
 
     def _logical_message(self, data: bytes, size: int) -> None:
         """pg_logical_emit_message: a change among others, or with its own place outside transactions."""
@@ -498,6 +630,8 @@ class PgOutputDecoder:
             key = tuple([positions[name] for name in names]) if all(name in positions for name in names) else ()
         else:
             key = tuple([index for index, flag in enumerate(flags) if flag])
+        if self.in_transaction:
+            self._announced.append((oid, self.relations.get(oid)))
         self.relations[oid] = _Relation(
             TableSchema(schema, table, tuple(columns), key, replica, oid), row_kinds(oids), bytes(flags), False
         )

@@ -19,7 +19,7 @@ import msgspec
 from headrace.cdc.event import Change, TableSchema
 
 if TYPE_CHECKING:
-    from headrace.cdc.decode.pgoutput import Transaction
+    from headrace.cdc.decode.transaction import Transaction
 
 
 class TableVersion(msgspec.Struct, frozen=True, array_like=True):
@@ -116,9 +116,10 @@ def changes_of(transactions: Sequence[Transaction]) -> list[Change]:
             continue
         at = 0
         for news in transaction.news:
-            first = transaction.changes[news.ordinal]
-            changes += transaction.changes[at : news.ordinal]
-            at = news.ordinal
+            index = news.ordinal - transaction.first_ordinal
+            first = transaction.changes[index]
+            changes += transaction.changes[at:index]
+            at = index
             changes += schema_changes(
                 news, position=first.position, identifier=first.id, xid=first.xid, time_us=first.committed_us
             )

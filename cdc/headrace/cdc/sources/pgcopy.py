@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from headrace.cdc.decode.pgoutput import Transaction
+from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import Change
 from headrace.cdc.sources import pgslot
 from headrace.cdc.sources.ending import end

@@ -32,8 +32,9 @@ import psycopg
 from psycopg import sql
 
 from headrace.cdc.decode.copytext import copy_row
-from headrace.cdc.decode.pgoutput import Transaction, row_kinds
+from headrace.cdc.decode.pgvalue import row_kinds
 from headrace.cdc.decode.tableversion import shape
+from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import UNCHANGED, Absent, Change, Row, TableSchema, Value, key_text
 from headrace.cdc.position import parse_lsn
 

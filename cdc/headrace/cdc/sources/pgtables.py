@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import psycopg
 
-from headrace.cdc.decode.pgoutput import Transaction
 from headrace.cdc.decode.tableversion import TableVersion, schema_changes, versioned
+from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import Change, Row
 from headrace.cdc.position import format_lsn
 from headrace.cdc.sources import pgsnapshot
