@@ -39,8 +39,11 @@ def postgres_bin(major: int) -> Path:
     pytest.fail(f"PostgreSQL {major} is needed by the default suite: {line}")
 
 
+_SETTINGS = {"fsync": "off", "wal_sender_timeout": "10s", "max_prepared_transactions": "10"}
+
+
 def _server(major: int) -> Iterator[PostgresServer]:
-    server = PostgresServer(postgres_bin(major), settings={"fsync": "off", "wal_sender_timeout": "10s"})
+    server = PostgresServer(postgres_bin(major), settings=_SETTINGS)
     server.start()
     yield server
     server.remove()

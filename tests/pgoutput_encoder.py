@@ -68,3 +68,24 @@ def delete(oid: int, before: tuple[str, Sequence[Wire]]) -> bytes:
 
 def truncate(oids: Sequence[int]) -> bytes:
     return frame(struct.pack(">cIB", b"T", len(oids), 0) + b"".join(struct.pack(">I", oid) for oid in oids))
+
+
+def streamed(plain: bytes, xid: int) -> bytes:
+    """A row, relation or type message as it stands inside a stream block, with the (sub)transaction it is of."""
+    return plain[:26] + struct.pack(">I", xid) + plain[26:]
+
+
+def stream_start(xid: int, *, is_first: bool) -> bytes:
+    return frame(struct.pack(">cIB", b"S", xid, is_first))
+
+
+def stream_stop() -> bytes:
+    return frame(b"E")
+
+
+def stream_commit(xid: int, commit_lsn: int, end_lsn: int, time_us: int) -> bytes:
+    return frame(struct.pack(">cIBQQq", b"c", xid, 0, commit_lsn, end_lsn, time_us - _EPOCH_2000_US))
+
+
+def stream_abort(xid: int, subxid: int) -> bytes:
+    return frame(struct.pack(">cII", b"A", xid, subxid))

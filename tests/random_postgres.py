@@ -44,6 +44,8 @@ NEWER_SETTINGS = {
     "idle_session_timeout": (14, "'300ms'"),
     "transaction_timeout": (17, "'2s'"),
     "logical_decoding_work_mem": (13, "'64kB'"),
+    # Every change of an open transaction is streamed at once.
+    "debug_logical_replication_streaming": (16, "immediate"),
 }
 _OWN_SETTINGS = (
     " -c search_path=public -c client_encoding=UTF8 -c statement_timeout=0 -c lock_timeout=40ms"

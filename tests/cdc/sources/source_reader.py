@@ -9,6 +9,7 @@ from typing import Any
 from fold import Fold
 from headrace.cdc.config import EventConfig
 from headrace.cdc.event import Change
+from headrace.cdc.sources.base import ChangeBatch
 from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
@@ -26,6 +27,10 @@ class Reader:
         self.fold = Fold()
         self.changes: list[Change] = []
         self.heartbeats = 0
+        self.parts: list[ChangeBatch] = []
+        """Of a transaction whose end hasn't come: what a log has staged."""
+        self.largest = 0
+        """The most batches that one transaction came in."""
 
     def _make(self) -> PostgresSource:
         name = "t" + self.config.dsn.rpartition("dbname=")[2]
@@ -40,6 +45,7 @@ class Reader:
             self.source._durable = 0  # pyright: ignore[reportPrivateUsage]  # a crash sends no last confirmation
         await self.source.stop()
         self.source = self._make()
+        self.parts = []
         await self.start()
 
     async def until(self, done: Callable[[], bool]) -> None:
@@ -47,9 +53,15 @@ class Reader:
         async with asyncio.timeout(DEADLINE_S):
             while not done():
                 batch = await self.source.read()
+                if batch.is_part:
+                    self.parts.append(batch)
+                    continue
                 self.state = batch.state
                 self.heartbeats += batch.is_heartbeat
-                for change in batch.changes:
+                whole = [change for part in (*self.parts, batch) for change in part.changes]
+                self.largest = max(self.largest, len(self.parts) + 1)
+                self.parts = []
+                for change in whole:
                     self.changes.append(change)
                     self.fold.change(change)
                 self.source.durable(batch.mark)

@@ -33,6 +33,7 @@ cdef class PgOutputDecoder:
     cdef public unsigned long long skip_until
     cdef public list pieces
     cdef public object spilled_commit
+    cdef public Py_ssize_t begin_index
     cdef unsigned long long _stream_xid
     cdef bint _is_spilling
     cdef bytearray _spill

@@ -112,6 +112,8 @@ class PgOutputDecoder:
         self.pieces: list[Piece | Abort] = []
         self.spilled_commit: SpilledCommit | None = None
         """Set by ``feed``, which then returns early: replay this transaction before feeding on. The caller takes it out."""
+        self.begin_index = -1
+        """In the frames last fed, the B of the transaction under way; -1: it came before, or none is."""
         self._stream_xid = 0
         self._is_spilling = False
         self._spill = bytearray()
@@ -126,9 +128,14 @@ class PgOutputDecoder:
         self._pos = 0
 
     @property
-    def open_bytes(self) -> int:
-        """Size of the messages held of the transaction under way."""
-        return self._size if self.in_transaction and not self._is_spilling else 0
+    def is_holding(self) -> bool:
+        """A transaction is under way whose rows are held here, decoded."""
+        return self.in_transaction and not self._is_spilling and self._stream_xid == 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Size of the messages whose rows are held."""
+        return self._size if self.is_holding else 0
 
     def feed(self, frames: list[bytes], start: int = 0) -> int:
         """Decode frames[start:]; the result is the index of the first frame not consumed.
@@ -136,6 +143,7 @@ class PgOutputDecoder:
         That is len(frames) unless ``wants_key_of`` or ``spilled_commit`` was set. Raises DecodeError on anything that doesn't follow
         the protocol; the decoder must then be thrown away.
         """
+        self.begin_index = -1
         index = self._feed(frames, start)
         if len(self._spill) > 0:
             self._cut_piece()
@@ -154,6 +162,8 @@ class PgOutputDecoder:
                 if kind == 119:  # w
                     if size < 26:
                         raise DecodeError("frame is shorter than its head", kind="w", index=size)
+                    if data[25] == 66:  # B
+                        self.begin_index = index
                     outcome = self._message(data, size)
                     if outcome != _GO_ON:
                         return index + outcome

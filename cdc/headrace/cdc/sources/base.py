@@ -22,6 +22,7 @@ class ChangeBatch(msgspec.Struct, gc=False):
     mark: handed back by ``durable``; means something to the source only.
     source_time_us: the server's clock at the last thing read, microseconds since 1970 UTC; log time moves by it.
     position: text of the place after the batch.
+    is_part: the changes are of a transaction that goes on in the next batch; state, mark and position mean nothing yet.
     """
 
     changes: Sequence[Change]
@@ -30,6 +31,7 @@ class ChangeBatch(msgspec.Struct, gc=False):
     source_time_us: int
     position: str
     is_heartbeat: bool = False
+    is_part: bool = False
 
 
 class SourceStatus(msgspec.Struct, frozen=True):

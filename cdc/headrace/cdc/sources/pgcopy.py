@@ -98,7 +98,8 @@ class Copier:
             if transaction.xid == 0:  # a message: it changes no row
                 continue
             window.note(transaction)
-            snapshot.delivered.append(transaction.xid)
+            if not transaction.is_part:
+                snapshot.delivered.append(transaction.xid)
             if copy.oid in self._server.tables:
                 copy.note_moved(transaction, self._server.tables[copy.oid].identity_columns)
 

@@ -136,6 +136,7 @@ async def open_stream(server: PostgresServer, lsn: int, *, former_pid: int, is_f
                 lsn,
                 server.publication,
                 has_messages=bool(server.config.messages) and admin.info.server_version >= 140000,
+                has_open=admin.info.server_version >= 140000,
             )
         except psycopg.errors.ObjectInUse as error:
             await stream.close()

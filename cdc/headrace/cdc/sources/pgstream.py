@@ -60,16 +60,22 @@ class ReplicationStream:
         """Of the walsender at the other end."""
         return self._connection.info.backend_pid
 
-    async def start(self, slot: str, lsn: int, publication: str, *, has_messages: bool = False) -> None:
-        """Begin to stream after ``lsn``. has_messages: logical messages too (from 14 on).
+    async def start(
+        self, slot: str, lsn: int, publication: str, *, has_messages: bool = False, has_open: bool = False
+    ) -> None:
+        """Begin to stream after ``lsn``.
+
+        has_messages: logical messages too; has_open: large transactions before their end, by protocol 2. Both from 14 on.
 
         Raises psycopg's error when the server refuses.
         """
         options = ", messages 'true'" if has_messages else ""
+        if has_open:
+            options += ", streaming 'on'"
         quoted = publication.replace('"', '""').replace("'", "''")
         query = (
             f'START_REPLICATION SLOT "{slot}" LOGICAL {format_lsn(lsn)} '
-            f"(proto_version '1', publication_names '\"{quoted}\"'{options})"
+            f"(proto_version '{2 if has_open else 1}', publication_names '\"{quoted}\"'{options})"
         )
         self._confirmed = lsn
         self._pg.send_query(query.encode())

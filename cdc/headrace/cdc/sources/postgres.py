@@ -7,6 +7,8 @@ The rules that keep it lossless:
 - Only an LSN that the log has made durable is confirmed (P2). An idle server's WAL end is first stored by a heartbeat and then confirmed
   like any other place, so that a quiet database doesn't keep WAL of busy neighbours.
 - A keepalive's WAL end counts only outside a transaction: everything before it has then been sent and decoded.
+- A transaction too large for memory goes into the log in parts, which nobody sees before the last one (spill.py). Nothing else of this
+  source is read meanwhile: it comes later in the commit order.
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ from headrace.cdc.sources.pgstream import ReplicationStream
 from headrace.cdc.sources.postgres_config import PostgresConfig
 from headrace.cdc.sources.preflight import Finding
 from headrace.cdc.sources.published import memberships
+from headrace.cdc.sources.spill import Replay, Spills
 
 _log = logging.getLogger("headrace.source")
 
 _CONFIRM_EVERY_S = 0.1
+_SIGN_OF_LIFE_S = 1.0
+"""While a large transaction is replayed nothing is read, and the server would take our silence for death (wal_sender_timeout)."""
+_SPILL_BYTES = 2 << 20
+"""A transaction of which so many bytes came without its end goes to disk; decoded rows take about eight times as much memory."""
 
 
 class PostgresSource:
@@ -56,6 +63,7 @@ class PostgresSource:
         self._config = config
         self._server = PostgresServer(name, config, events)
         self._standby_copy = StandbyCopy(config, source=name, slot=self._server.slot)
+        self._spills = Spills(config.spill_path, source=name)
         self._is_running = False
         self._reason = "not started"
         self._has_streamed = False
@@ -71,6 +79,9 @@ class PostgresSource:
         self._monitor: Monitor | None = None
         self._monitor_task: asyncio.Task[None] | None = None
         self._ready: deque[ChangeBatch] = deque()
+        self._frames: list[bytes] = []  # read, and not decoded yet
+        self._since_begin: list[bytes] = []  # of the transaction under way
+        self._replay: Replay | None = None
         self._durable = 0
         self._confirmed = 0
         self._confirmed_at = 0.0
@@ -171,6 +182,9 @@ class PostgresSource:
                     )
             await self._stream.close()
             self._stream = None
+        if self._replay is not None:
+            self._replay.close()
+        self._spills.close()
         await self._server.close()
         self._is_running = False
         self._reason = "stopped"
@@ -216,7 +230,12 @@ class PostgresSource:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
         if self._fault is not None:
             raise self._fault
-        await self._decode(await stream.frames(await self._before_wait(stream, copier)))
+        if self._replay is not None:
+            await self._next_part(self._replay, copier)
+            return
+        if not self._frames:
+            self._frames = await stream.frames(await self._before_wait(stream, copier))
+        await self._decode(decoder)
         if decoder.reply_requested:
             decoder.reply_requested = False
             await self._confirm()
@@ -231,14 +250,14 @@ class PostgresSource:
             time_us = transactions[-1].commit_us
         has_keepalive = decoder.server_time_us > self._seen_keepalive_us
         self._seen_keepalive_us = decoder.server_time_us
+        has_passed_all = not decoder.in_transaction and decoder.spilled_commit is None
         if has_keepalive:
             self._asked_at = None
             self._server_lsn = max(self._server_lsn, decoder.wal_end)
-            if not decoder.in_transaction:
+            if has_passed_all:
                 state.lsn = max(state.lsn, decoder.wal_end)
         if copier.has_chunk:
-            passed = max(state.lsn, 0 if decoder.in_transaction else decoder.wal_end)
-            reads = await copier.finish(passed, self._ask_server)
+            reads = await copier.finish(max(state.lsn, decoder.wal_end if has_passed_all else 0), self._ask_server)
             if reads:
                 changes = [*changes, *reads]
                 time_us = max(time_us, reads[-1].committed_us)
@@ -246,6 +265,29 @@ class PostgresSource:
             self._ready.append(self._batch(changes, time_us))
         elif (transactions or has_keepalive) and time.monotonic() - self._last_emit >= self._config.heartbeat.s:
             self._ready.append(self._batch([], time_us, is_heartbeat=True))
+        if decoder.spilled_commit is not None:
+            commit, decoder.spilled_commit = decoder.spilled_commit, None
+            self._replay = self._spills.replay(decoder, commit)
+
+    async def _next_part(self, replay: Replay, copier: Copier) -> None:
+        """One part of a large transaction, as a batch."""
+        state = self._state
+        assert state is not None
+        if time.monotonic() - self._confirmed_at >= _SIGN_OF_LIFE_S:
+            await self._confirm()
+        await asyncio.sleep(0)  # what others wait for goes first
+        part = await replay.next_part(self._look_up_key)
+        if part is not None:
+            changes = changes_of([part])
+            await copier.see([part])
+            if part.is_part:
+                self._ready.append(ChangeBatch(changes, b"", 0, part.commit_us, "", is_part=True))
+                return
+            state.lsn = part.end_lsn
+            if changes:
+                self._ready.append(self._batch(changes, part.commit_us))
+        self._replay = None
+        self._asked_at = None  # nothing was read meanwhile: what it was asked may have been answered long ago
 
     async def _before_wait(self, stream: ReplicationStream, copier: Copier) -> float:
         """Confirm what is due, ask a silent server for a sign of life, and say how long to wait for input, in seconds."""
@@ -268,19 +310,37 @@ class PostgresSource:
             wait_s = min(wait_s, _CONFIRM_EVERY_S)
         return min(wait_s, 0.01) if copier.has_chunk else wait_s
 
-    async def _decode(self, frames: list[bytes]) -> None:
-        decoder = self._decoder
-        assert decoder is not None
-        done = decoder.feed(frames)
-        while done < len(frames):
-            oid = decoder.wants_key_of
-            decoder.wants_key_of = 0
-            known = await primary_keys(self._server.admin, oid=oid)
-            decoder.primary_keys[oid] = known.get(oid, ())
-            done = decoder.feed(frames, done)
-        if frames and self._asked_at is not None:
+    async def _decode(self, decoder: PgOutputDecoder) -> None:
+        """Decode what was read, up to a commit whose transaction must be replayed first."""
+        if self._frames and self._asked_at is not None:
             # Any frame proves that the link lives; a keepalive is still awaited for its time.
             self._asked_at = time.monotonic()
+        while True:
+            frames = self._frames
+            done = decoder.feed(frames)
+            self._frames = frames[done:]
+            if not decoder.is_holding:
+                self._since_begin = []
+            else:
+                if decoder.begin_index >= 0:
+                    self._since_begin = []
+                self._since_begin += frames[max(0, decoder.begin_index) : done]
+            if decoder.held_bytes >= _SPILL_BYTES:
+                decoder.spill_open(self._since_begin)
+                self._since_begin = []
+            if decoder.pieces:
+                pieces, decoder.pieces = decoder.pieces, []
+                self._spills.take(pieces)
+            if not decoder.wants_key_of:
+                return
+            await self._look_up_key()
+
+    async def _look_up_key(self) -> None:
+        decoder = self._decoder
+        assert decoder is not None
+        oid, decoder.wants_key_of = decoder.wants_key_of, 0
+        known = await primary_keys(self._server.admin, oid=oid)
+        decoder.primary_keys[oid] = known.get(oid, ())
 
     def _batch(self, changes: list[Change], time_us: int, *, is_heartbeat: bool = False) -> ChangeBatch:
         state = self._state

@@ -8,6 +8,7 @@ by host, port, user and database.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -100,9 +101,23 @@ class PostgresConfig(Section, frozen=True):
         ),
     ] = None
 
+    spill_folder: Annotated[
+        str | None,
+        Meta(
+            description="Folder for open transactions too large for memory, an absolute path; default: $TMPDIR, else /var/tmp. "
+            "The files have no names there and hold rows as the server sent them."
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
+        if self.spill_folder is not None and not Path(self.spill_folder).is_dir():
+            raise ValueError(f"spill_folder {self.spill_folder} is no folder: create it, or leave the setting out")
         if self.heartbeat.us < _SHORTEST_HEARTBEAT_US:
             raise ValueError("heartbeat must be at least 50ms: each one is a log transaction")
+
+    @property
+    def spill_path(self) -> Path | None:
+        return None if self.spill_folder is None else Path(self.spill_folder)
 
     def __repr__(self) -> str:
         return f"PostgresConfig({safe_name(self.dsn)}, tables={self.tables!r})"
