@@ -15,7 +15,7 @@ from headrace.cdc.sources.base import ChangeBatch, SourceStatus
 TABLE = TableSchema("public", "orders", (Column("id", 23, "int4"),), (0,))
 
 
-def batch(number: int, *, rows: int = 1, is_heartbeat: bool = False) -> ChangeBatch:
+def batch(number: int, *, rows: int = 1, is_heartbeat: bool = False, is_part: bool = False) -> ChangeBatch:
     """A batch whose state, mark and row ids all say its number."""
     position = f"0/{number:X}"
     changes = [
@@ -24,7 +24,7 @@ def batch(number: int, *, rows: int = 1, is_heartbeat: bool = False) -> ChangeBa
         )
         for row in range(0 if is_heartbeat else rows)
     ]
-    return ChangeBatch(changes, str(number).encode(), number, 1_700_000_000_000_000, position, is_heartbeat)
+    return ChangeBatch(changes, str(number).encode(), number, 1_700_000_000_000_000, position, is_heartbeat, is_part)
 
 
 class ScriptedSource:
@@ -96,6 +96,7 @@ class HeldLog:
         self.diary: list[str] = [] if diary is None else diary
         self.states: dict[str, bytes] = {}
         self.events: list[CustomerEvent] = []
+        self.staged: list[CustomerEvent] = []
         self.held: dict[str, asyncio.Future[None]] = {}
         self.cancelled: list[str] = []
 
@@ -112,9 +113,18 @@ class HeldLog:
                 self.cancelled.append(number)
                 raise
         self.diary.append(f"durable {number}")
+        self.events += self.staged
         self.events += events
+        self.staged = []
         self.states[source] = state
         return (len(self.events),)
+
+    async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
+        self.diary.append(f"stage {len(events)}")
+        self.staged += events
+
+    async def unstage(self, source: str) -> None:
+        self.staged = []
 
     def release(self, number: int, error: Exception | None = None) -> None:
         """End the append of that batch, well or with an error."""

@@ -124,6 +124,30 @@ async def test_the_source_is_not_read_while_eight_appends_are_under_way() -> Non
         assert (len(bench.log.held), bench.source.reads) == (9, 9)
 
 
+async def test_parts_are_staged_and_only_their_end_is_confirmed_and_counted() -> None:
+    parts = [batch(number, rows=3, is_part=True) for number in (1, 2)]
+    bench = Bench(ScriptedSource([*parts, batch(3, rows=2)]))
+    async with bench.running():
+        await bench.until(lambda: "append 3" in bench.source.diary)
+        assert bench.source.confirmed == [] and bench.capture.events_total == 0 and bench.log.events == []
+        bench.log.release(3)
+        await bench.until(lambda: bench.source.confirmed == ["confirm 3"])
+    assert bench.capture.events_total == 8
+    assert [event.id for event in bench.log.events] == [f"c{n}-{row}" for n in (1, 2) for row in range(3)] + [
+        "c3-0",
+        "c3-1",
+    ]
+
+
+async def test_parts_without_their_end_are_forgotten_before_the_source_starts_again() -> None:
+    script = [batch(1, rows=3, is_part=True), SourceUnavailable("gone", source="shop"), batch(9)]
+    bench = Bench(ScriptedSource(script), is_held=False)
+    async with bench.running():
+        await bench.until(lambda: bench.source.confirmed == ["confirm 9"])
+    assert [event.id for event in bench.log.events] == ["c9-0"]
+    assert bench.capture.events_total == 1
+
+
 async def test_a_lost_source_starts_again_from_what_the_log_holds() -> None:
     lost = SourceUnavailable("gone", source="shop")
     bench = Bench(ScriptedSource([batch(1), batch(2), lost, batch(3)]), is_held=False)

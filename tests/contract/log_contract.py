@@ -327,6 +327,84 @@ class LogContract:
             await log.append(events(0, 1), source="shop", state=b"1", epoch=log.epoch - 1)
         assert await log.append(events(0, 1), source="shop", state=b"1", epoch=log.epoch) == (1,)
 
+    async def test_what_is_staged_comes_with_the_next_append_and_not_before(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append(events(0, 3), source="shop", state=b"a")
+        waiting = asyncio.create_task(log.read(0, 3, wait_s=DEADLINE_S))
+        await log.stage(events(3, 500), source="shop")
+        await log.append(events(900, 2), source="other", state=b"o")
+        assert [event.id for event in (await waiting).events] == ["e900", "e901"]
+        await log.stage(events(503, 1), source="shop")
+        assert await log.bounds(0) == Bounds(0, 5)
+        assert await log.source_state("shop") == b"a"
+        waiting = asyncio.create_task(log.read(0, 5, wait_s=DEADLINE_S))
+        assert await log.append(events(504, 6), source="shop", state=b"b") == (512,)
+        assert (await waiting).events[0].id == "e3"
+        assert await read_all(log) == [*events(0, 3), *events(900, 2), *events(3, 507)]
+        assert await log.append([], source="shop", state=b"c") == (512,)
+        assert await log.append(events(510, 1), source="shop", state=b"d") == (513,)
+        assert (await log.read(0, 512)).events == tuple(events(510, 1))
+
+    async def test_two_sources_stage_beside_each_other(self, engine: Engine) -> None:
+        log = await engine.open()
+        for number in range(5):
+            await log.stage(events(10 * number, 10), source="shop")
+            await log.stage(events(1000 + 10 * number, 10), source="other")
+        await log.append(events(1050, 1), source="other", state=b"o")
+        await log.append([], source="shop", state=b"s")
+        assert await read_all(log) == [*events(1000, 51), *events(0, 50)]
+
+    async def test_what_was_unstaged_is_never_seen(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.unstage("shop")
+        await log.stage(events(0, 5), source="shop")
+        await log.stage(events(100, 5), source="other")
+        await log.unstage("shop")
+        await log.stage(events(5, 5), source="shop")
+        await log.append(events(10, 1), source="shop", state=b"s")
+        assert await read_all(log) == events(5, 6)
+        await log.append([], source="other", state=b"o")
+        assert await read_all(log, offset=6) == events(100, 5)
+
+    async def test_calls_that_nobody_awaits_keep_their_order_with_stages_among_them(self, engine: Engine) -> None:
+        log = await engine.open(partitions=3)
+        calls: list[Awaitable[Any]] = []
+        wanted: list[CustomerEvent] = []
+        for number in range(60):
+            made = [event(1000 * number + place, key=f"k{place % 5}") for place in range(7)]
+            wanted += made
+            if number % 3 == 2:
+                calls.append(log.append(made, source="shop", state=b"%d" % number))
+            else:
+                calls.append(log.stage(made, source="shop"))
+        await asyncio.gather(*calls)
+        for partition in range(3):
+            lane = [one for one in wanted if partition_of(one.key, 3) == partition]
+            assert await read_all(log, partition) == lane
+
+    async def test_published_parts_are_trimmed_like_others(self, engine: Engine) -> None:
+        log = await engine.open(max_bytes=30_000)
+        for number in range(4):
+            await log.stage(events(100 * number, 50, size=200), source="shop")
+            await log.append(events(100 * number + 50, 50, size=200), source="shop", state=b"s")
+        first = await log.trim(0, 120)
+        assert first in (50, 100)
+        assert (await read_all(log))[0].id == "e50" if first == 50 else "e100"
+        with pytest.raises(Trimmed):
+            await log.read(0, 0)
+        await log.retain(1)
+        assert (await log.bounds(0)).first > 100
+        assert [one.id for one in await read_all(log)] == [f"e{n}" for n in range((await log.bounds(0)).first, 400)]
+
+    async def test_stages_are_fenced_and_end_with_the_log(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.stage(events(0, 1), source="shop", epoch=1)
+        with pytest.raises(Fenced):
+            await log.stage(events(1, 1), source="shop", epoch=7)
+        await engine.take_over(log)
+        with pytest.raises(Fenced):
+            await log.stage(events(1, 1), source="shop")
+
     async def test_closing_finishes_the_appends_under_way_and_twice_is_fine(self, engine: Engine) -> None:
         log = await engine.open()
         tasks = [asyncio.create_task(log.append(events(n, 1), source="shop", state=b"")) for n in range(20)]

@@ -22,7 +22,7 @@ from headrace.cdc.sources.base import ChangeBatch, Source
 
 _log = logging.getLogger("headrace.capture")
 
-_UnderWay: TypeAlias = tuple[asyncio.Task[tuple[int, ...]], ChangeBatch]
+_UnderWay: TypeAlias = tuple[asyncio.Task[object], ChangeBatch]
 
 _UNDER_WAY = 8
 _FIRST_PAUSE_S = 0.2
@@ -51,6 +51,7 @@ class Capture:
         self._pause = pause
         self._monotonic = monotonic
         self.events_total = 0
+        self._staged_rows = 0
         self.trouble = ""
         """Why the source is being tried again; "" while all is well."""
 
@@ -66,6 +67,8 @@ class Capture:
             while True:
                 began = self._monotonic()
                 try:
+                    # Parts of a transaction whose end didn't come: it comes again from its beginning.
+                    await self._log.unstage(self.source.name)
                     await self.source.start(await self._log.source_state(self.source.name))
                     if not has_started:
                         has_started = True
@@ -90,6 +93,7 @@ class Capture:
 
     async def _pump(self) -> None:
         """Read and append until something fails; what was appended before the failure is still confirmed."""
+        self._staged_rows = 0
         under_way: deque[_UnderWay] = deque()
         room = asyncio.Semaphore(_UNDER_WAY)
         news = asyncio.Event()
@@ -112,7 +116,11 @@ class Capture:
                 events = [self._normaliser.heartbeat(batch.source_time_us, received_us, batch.position)]
             else:
                 events = self._normaliser.events(batch.changes, received_us)
-            append = asyncio.create_task(self._log.append(events, source=source.name, state=batch.state))
+            append: asyncio.Task[object] = asyncio.create_task(
+                self._log.stage(events, source=source.name)
+                if batch.is_part
+                else self._log.append(events, source=source.name, state=batch.state)
+            )
             # No await before this: cancelled there, the append would be nobody's.
             under_way.append((append, batch))
             news.set()
@@ -151,6 +159,10 @@ class Capture:
             raise failure from None
 
     def _confirmed(self, batch: ChangeBatch) -> None:
+        if batch.is_part:
+            self._staged_rows += len(batch.changes)
+            return
+        rows, self._staged_rows = self._staged_rows + len(batch.changes), 0
         self.source.durable(batch.mark)
-        self.events_total += len(batch.changes)
-        self._metrics.appended(self.source.name, len(batch.changes), batch.source_time_us)
+        self.events_total += rows
+        self._metrics.appended(self.source.name, rows, batch.source_time_us)

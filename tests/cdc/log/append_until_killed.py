@@ -41,9 +41,22 @@ async def _append(path: Path, seed: int) -> None:
     acked = os.open(path.with_name(path.name + ".acked"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     number = int(await log.source_state("shop") or b"0")
     under_way: list[asyncio.Task[tuple[int, ...]]] = []
+    staging: set[asyncio.Task[None]] = set()
     while True:
         state = b"%d" % (number + 1)
-        under_way.append(asyncio.create_task(log.append(batch(seed, number), source="shop", state=state)))
+        events = batch(seed, number)
+        parts: list[list[CustomerEvent]] = []
+        if number % 3 == 0:
+            # A transaction in parts; at times one that is begun, given up and begun again.
+            cut = len(events) // 3
+            parts, events = [events[:cut], events[cut : 2 * cut]], events[2 * cut :]
+            if number % 7 == 0:
+                staging.add(asyncio.create_task(log.stage(parts[0], source="shop")))
+                staging.add(asyncio.create_task(log.unstage("shop")))
+        for part in parts:
+            staging.add(asyncio.create_task(log.stage(part, source="shop")))
+        staging = {task for task in staging if not task.done()}
+        under_way.append(asyncio.create_task(log.append(events, source="shop", state=state)))
         number += 1
         if len(under_way) == _UNDER_WAY:
             ends = await under_way.pop(0)

@@ -25,6 +25,7 @@ from headrace.cdc.log.base import Bounds, Cursor
 from headrace.cdc.log.codec import BLOB_BYTES
 from headrace.cdc.log.memory import MemoryLogConfig
 from headrace.cdc.log.sqlite import SQLiteLog, SQLiteLogConfig
+from headrace.cdc.log.sqlite_reader import SQLiteLogReader
 
 
 @pytest.fixture
@@ -263,10 +264,76 @@ async def test_somebody_elses_database_is_refused(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+async def test_a_log_of_format_1_is_read_and_written_on(path: Path) -> None:
+    log = await SQLiteLog.open(path)
+    await log.append(events(0, 5), source="shop", state=b"a")
+    await log.close()
+    for statement in (
+        "drop view batches",
+        "drop table staged",
+        "drop table staging",
+        "create view batches as select id >> 48 as partition from batch",
+        "update meta set value = 1 where key = 'format'",
+    ):
+        change(path, statement)
+    reader = await SQLiteLogReader.open(path)
+    assert await read_all(reader) == events(0, 5)
+    await reader.close()
+    log = await SQLiteLog.open(path)
+    await log.stage(events(5, 5), source="shop")
+    await log.append(events(10, 1), source="shop", state=b"b")
+    assert await read_all(log) == events(0, 11)
+    await log.close()
+    assert rows(path, "select value from meta where key = 'format'") == [(2,)]
+    assert [row[0] for row in rows(path, "select end_offset from batches order by 1")] == [5, 10, 11]
+    assert all(row[0] > 100 for row in rows(path, "select bytes from batches"))
+
+
+async def test_a_reader_beside_sees_staged_events_once_they_are_published(path: Path, log: SQLiteLog) -> None:
+    reader = await SQLiteLogReader.open(path)
+    await log.append(events(0, 1), source="shop", state=b"a")
+    await log.stage(events(1, 3000), source="shop")
+    assert await read_all(reader) == events(0, 1)
+    await log.append([], source="shop", state=b"b")
+    assert await read_all(reader) == events(0, 3001)
+    await reader.close()
+
+
+async def test_what_was_left_staged_is_removed_beside_the_next_opens_appends(path: Path) -> None:
+    log = await SQLiteLog.open(path)
+    await log.append(events(0, 1), source="shop", state=b"a")
+    for number in range(40):
+        await log.stage(events(number * 100, 100, size=2000), source="shop")
+    await log.close()
+    assert rows(path, "select count(*) from staged") == [(40,)]
+    log = await SQLiteLog.open(path)
+    await log.stage(events(7000, 10), source="shop")
+    await log.append(events(7010, 1), source="shop", state=b"b")
+    assert await read_all(log) == [*events(0, 1), *events(7000, 11)]
+    async with asyncio.timeout(10):
+        while rows(path, "select count(*) from staged") != [(1,)]:
+            await asyncio.sleep(0)
+    await log.unstage("shop")
+    await log.close()
+    assert rows(path, "select count(*) from staging") == [(0,)]
+
+
+async def test_a_batch_whose_staged_events_are_missing_is_named(path: Path, log: SQLiteLog) -> None:
+    await log.stage(events(0, 10), source="shop")
+    await log.append(events(10, 1), source="shop", state=b"b")
+    await log.close()
+    change(path, "delete from staged")
+    reader = await SQLiteLogReader.open(path)
+    with pytest.raises(LogError, match="damaged at partition 0, offset 0: the batch's events are missing"):
+        await reader.read(0, 0)
+    assert (await reader.read(0, 10)).events == tuple(events(10, 1))
+    await reader.close()
+
+
 async def test_a_newer_format_is_refused_by_name(path: Path) -> None:
     await (await SQLiteLog.open(path)).close()
-    change(path, "update meta set value = 2 where key = 'format'")
-    with pytest.raises(LogError, match="its format is 2, and this one knows up to 1"):
+    change(path, "update meta set value = 3 where key = 'format'")
+    with pytest.raises(LogError, match="its format is 3, and this one knows up to 2"):
         await SQLiteLog.open(path)
 
 

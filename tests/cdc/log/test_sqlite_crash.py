@@ -69,6 +69,11 @@ async def test_a_killed_writer_loses_nothing_acknowledged_and_leaves_no_half_bat
     assert log.epoch == _KILLS * 2 + 1
     await log.close()
     connection = sqlite3.connect(path)
+    # What crashes left staged is gone, and nothing that a batch names.
+    assert connection.execute("select count(*) from staging").fetchall() == [(0,)], f"seed {seed}"
+    stored = "select events from batch where typeof(events) = 'integer' order by 1"
+    kept = [row[0] for row in connection.execute("select id from staged order by 1")]
+    assert kept == [row[0] for row in connection.execute(stored)] and kept, f"seed {seed}"
     assert connection.execute("pragma integrity_check").fetchall() == [("ok",)], f"seed {seed}"
     connection.close()
 

@@ -64,9 +64,22 @@ class EventLog(Protocol):
         events: whole source transactions in commit order, may be empty (only the state moves). state: opaque, at most
         1 MiB, replaces the source's former one. Appends of one caller keep their order even when they are not awaited
         one by one; neighbours may share one sync (group commit). Result: end offset of each partition after the append.
-        Raises Fenced when a newer writer opened the log; LogUnavailable when the disk refuses (nothing is stored then,
-        nor is anything of a later append: the engine stays failed, so that order can't be broken by a gap).
+        What the source has staged comes first, in the same transaction. Raises Fenced when a newer writer opened the log;
+        LogUnavailable when the disk refuses (nothing is stored then, nor is anything of a later append: the engine stays failed, so
+        that order can't be broken by a gap).
         """
+        ...
+
+    async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
+        """Set aside a part of a transaction that isn't whole yet; the source's next append publishes it.
+
+        Nobody sees it before, and a log that is opened again has forgotten it. So a transaction larger than memory becomes part of
+        the log at once: publishing doesn't copy what was staged. Returns when it is written. Raises as append.
+        """
+        ...
+
+    async def unstage(self, source: str) -> None:
+        """Forget what the source has staged: its transaction won't be finished, or will come again from its beginning."""
         ...
 
     async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch:

@@ -111,6 +111,12 @@ class Tails:
         if self._bytes > self._max_bytes:
             self._shrink()
 
+    def forget(self, partition: int) -> None:
+        """Forget all chunks of a partition: what is added next begins further on."""
+        self._bytes -= self._lanes[partition].bytes
+        self._lanes[partition] = Lane()
+        self._order = deque(held for held in self._order if held[0] != partition)
+
     def read(self, partition: int, offset: int, max_bytes: int) -> tuple[CustomerEvent, ...]:
         """See Lane.read."""
         return self._lanes[partition].read(offset, max_bytes)

@@ -33,6 +33,7 @@ class _Content:
         self.firsts = [0] * partitions
         self.ends = [0] * partitions
         self.states: dict[str, bytes] = {}
+        self.staged: dict[str, list[CustomerEvent]] = {}
         self.cursors: dict[tuple[str, int], Cursor] = {}
         self.waiters = Waiters(partitions)
 
@@ -58,6 +59,7 @@ class MemoryLog:
         """A newer writer of the same content: the appends of all earlier ones raise Fenced from now on."""
         newer = MemoryLog(partitions=self.partitions, retention_us=self._retention_us, max_bytes=self._max_bytes)
         newer._content = self._content
+        self._content.staged.clear()
         self._content.epoch += 1
         newer.epoch = self._content.epoch
         return newer
@@ -74,14 +76,11 @@ class MemoryLog:
         self, events: Sequence[CustomerEvent], *, source: str, state: bytes, epoch: int | None = None
     ) -> tuple[int, ...]:
         """See EventLog.append. Raises ValueError when state is above 1 MiB."""
-        self._check_open()
+        self._hold_epoch(epoch)
         content = self._content
-        check_epoch("in memory", epoch, self.epoch)
-        if content.epoch != self.epoch:
-            raise Fenced(f"log in memory was taken over: its epoch is {content.epoch}, ours {self.epoch}")
         check_state(source, state)
         lanes: dict[int, list[CustomerEvent]] = {}
-        for event in events:
+        for event in (*content.staged.pop(source, ()), *events):
             lanes.setdefault(partition_of(event.key, self.partitions), []).append(event)
         chunks = {partition: _chunks(content.ends[partition], found) for partition, found in lanes.items()}
         for partition, made in chunks.items():
@@ -91,6 +90,16 @@ class MemoryLog:
             content.waiters.wake(partition)
         content.states[source] = state
         return tuple(content.ends)
+
+    async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
+        """See EventLog.stage; here it takes memory all the same."""
+        self._hold_epoch(epoch)
+        self._content.staged.setdefault(source, []).extend(events)
+
+    async def unstage(self, source: str) -> None:
+        """See EventLog.unstage."""
+        self._check_open()
+        self._content.staged.pop(source, None)
 
     async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch:
         """See EventLog.read."""
@@ -167,6 +176,12 @@ class MemoryLog:
         if not self._is_closed:
             self._is_closed = True
             self._content.waiters.wake_all()
+
+    def _hold_epoch(self, epoch: int | None) -> None:
+        self._check_open()
+        check_epoch("in memory", epoch, self.epoch)
+        if self._content.epoch != self.epoch:
+            raise Fenced(f"log in memory was taken over: its epoch is {self._content.epoch}, ours {self.epoch}")
 
     def _check_open(self) -> None:
         if self._is_closed:

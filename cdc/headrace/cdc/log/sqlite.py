@@ -30,8 +30,8 @@ from headrace.cdc.log.sqlite_checkpoint import Checkpointer
 from headrace.cdc.log.sqlite_file import Identity, check_folder, explained, open_reader, open_writer
 from headrace.cdc.log.sqlite_query import bounds, by_group, cursors, read_batch, source_state
 from headrace.cdc.log.sqlite_reader import SQLiteLogReader
-from headrace.cdc.log.sqlite_trim import Retain, Trim, Trimmings
-from headrace.cdc.log.sqlite_writer import Append, Job, LanePart, Outcome, SetCursor, SQLiteWriter, Work
+from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings
+from headrace.cdc.log.sqlite_writer import Append, Job, LanePart, Outcome, SetCursor, SQLiteWriter, Stage, Unstage, Work
 from headrace.cdc.log.waiters import Waiters
 
 _T = TypeVar("_T")
@@ -118,13 +118,19 @@ class SQLiteLog:
         self._readers = _Readers(path)
         self._checkpointer = Checkpointer(path, connection)
         self._writer = SQLiteWriter(path, connection, identity.epoch, self._checkpointer, self._hand_over)
+        self._staged: dict[str, dict[int, int]] = {}
+        """How many events of each partition a source has staged."""
         self._closing: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._appends = self._events = self._batches = self._dropped = self._groups = 0
         self._commit_s = self._last_commit_s = 0.0
         self.on_commit: Callable[[float], None] | None = None
         """Called on the loop with the seconds each transaction took; a histogram's observe."""
         self._checkpointer.start()
+        has_garbage = self._writer.has_garbage
         self._writer.start()
+        if has_garbage:
+            self._sweep()
 
     @classmethod
     async def from_config(cls, section: SQLiteLogConfig, config: Config) -> SQLiteLog:
@@ -194,6 +200,11 @@ class SQLiteLog:
         self._check_open()
         check_epoch(str(self._path), epoch, self._identity.epoch)
         check_state(source, state)
+        staged = {
+            partition: (self._next[partition], count) for partition, count in self._staged.pop(source, {}).items()
+        }
+        for partition, (_, count) in staged.items():
+            self._next[partition] += count
         if not events:
             parts = []
         elif self._identity.partitions == 1:
@@ -206,8 +217,45 @@ class SQLiteLog:
             self._next[part.partition] += len(part.events)
             for piece in part.pieces:
                 size += len(piece.array)
-        ends: tuple[int, ...] = await self._submit(Append(source, state, parts, tuple(self._next), size))
+        ends: tuple[int, ...] = await self._submit(Append(source, state, parts, tuple(self._next), size, staged))
         return ends
+
+    async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
+        """See EventLog.stage. Cancelling the wait doesn't take it back."""
+        self._check_open()
+        check_epoch(str(self._path), epoch, self._identity.epoch)
+        if self._identity.partitions == 1:
+            pieces = [(0, piece) for piece in pack(events)]
+        else:
+            pieces = [(part.partition, piece) for part in self._split(events) for piece in part.pieces]
+        counts = self._staged.setdefault(source, {})
+        for partition, piece in pieces:
+            counts[partition] = counts.get(partition, 0) + piece.count
+        await self._submit(Stage(source, pieces, sum(len(piece.array) for _, piece in pieces)))
+
+    async def unstage(self, source: str) -> None:
+        """See EventLog.unstage. The space is given back in steps beside appends."""
+        self._check_open()
+        if self._staged.pop(source, None) is not None:
+            await self._submit(Unstage(source))
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove staged events that nobody will publish, in steps between appends."""
+        former = self._sweeping
+
+        async def steps() -> None:
+            if former is not None:
+                await asyncio.wait([former])
+            try:
+                while self._closing is None:
+                    step: Trimmings = await self._submit(Sweep())
+                    if not step.has_more:
+                        return
+            except LogError:
+                pass  # whoever appends next is told; what is left is removed after the next open
+
+        self._sweeping = self._loop.create_task(steps())
 
     def _split(self, events: Sequence[CustomerEvent]) -> list[LanePart]:
         lanes: dict[int, list[CustomerEvent]] = {}
@@ -299,6 +347,8 @@ class SQLiteLog:
     async def _close(self) -> None:
         self._waiters.wake_all()
         try:
+            if self._sweeping is not None:
+                await asyncio.wait([self._sweeping])
             await asyncio.to_thread(self._readers.close)
             await asyncio.to_thread(self._writer.stop)
             # The writer's last report was handed to the loop before its thread ended, so it runs before this task goes on.
@@ -369,6 +419,11 @@ class SQLiteLog:
 
     def _appended(self, append: Append) -> None:
         self._appends += 1
+        for partition, (_, count) in append.staged.items():
+            self._ends[partition] += count
+            self._events += count
+            self._tails.forget(partition)
+            self._waiters.wake(partition)
         for part in append.parts:
             self._ends[part.partition] += len(part.events)
             self._events += len(part.events)

@@ -1,10 +1,13 @@
 """The file of the embedded log: its schema, how it is created and opened, what SQLite's errors mean to a person.
 
 Knows no queue, no loop and no event. Follows the SQLite documentation (write-ahead logging, PRAGMA, result codes), read for
-versions 3.40 to 3.53. Layout, format 1::
+versions 3.40 to 3.53. Layout, format 2::
 
     meta     key -> value                         format, generation, partitions, epoch
-    batch    id = partition << 48 | end offset    one blob of events; the last column, so that the others are read without it
+    batch    id = partition << 48 | end offset    one blob of events, or as an integer the id of a staged one; the last column, so
+                                                  that the others are read without it
+    staged   id -> events                         blobs of parts of transactions: published, when a batch names them, or
+    staging  id                                   not yet; what of it a crash left is removed after the next open
     trimmed  partition -> first_offset            where a partition starts when no batch of it is left
     source   name -> state
     cursor   (group, partition) -> offset, state
@@ -28,7 +31,7 @@ import msgspec
 
 from headrace.cdc.errors import ConfigError, LogError, LogUnavailable
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 OFFSET_BITS: Final = 48
 OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
 PAGE_BYTES: Final = 8192
@@ -38,6 +41,16 @@ _APPLICATION_ID: Final = 0x68647263  # "hdrc", so that file(1) and we can tell t
 _MAGIC: Final = b"SQLite format 3\0"
 _BUSY_S: Final = 5.0
 
+# Format 2 differs from 1 by these.
+_STAGED: Final = (
+    "create table staged (id integer primary key, events blob not null)",
+    "create table staging (id integer primary key)",
+    # For a person with the sqlite3 shell; the program itself reads the tables.
+    f"""create view batches as select b.id >> {OFFSET_BITS} as partition, first_offset, (b.id & {OFFSET_MASK}) as end_offset,
+    datetime(newest_us / 1000000, 'unixepoch') as newest_utc, length(coalesce(s.events, b.events)) as bytes
+    from batch b left join staged s on typeof(b.events) = 'integer' and s.id = b.events""",
+)
+
 _SCHEMA: Final = (
     "create table meta (key text primary key, value) without rowid",
     """create table batch (id integer primary key, first_offset integer not null, newest_us integer not null,
@@ -46,10 +59,10 @@ _SCHEMA: Final = (
     "create table source (name text primary key, state blob not null) without rowid",
     """create table cursor ("group" text, partition integer, "offset" integer not null, state blob not null,
     primary key ("group", partition)) without rowid""",
-    # For a person with the sqlite3 shell; the program itself reads the tables.
-    f"""create view batches as select id >> {OFFSET_BITS} as partition, first_offset, (id & {OFFSET_MASK}) as end_offset,
-    datetime(newest_us / 1000000, 'unixepoch') as newest_utc, length(events) as bytes from batch""",
+    *_STAGED,
 )
+
+_TO_FORMAT_2: Final = ("drop view batches", *_STAGED, "update meta set value = 2 where key = 'format'")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -96,6 +109,7 @@ def open_writer(path: Path, partitions: int) -> tuple[sqlite3.Connection, Identi
                 "secure_delete = fast",
             ):
                 connection.execute(f"pragma {pragma}").fetchall()
+            _upgrade(connection)
             # What a crash left in the WAL; nothing after a clean end.
             connection.execute("pragma wal_checkpoint(passive)").fetchall()
             connection.execute("update meta set value = value + 1 where key = 'epoch'")
@@ -245,6 +259,17 @@ def _create(connection: sqlite3.Connection, partitions: int) -> None:
         "insert into meta values (?, ?)",
         [("format", FORMAT), ("generation", secrets.token_hex(8)), ("partitions", partitions), ("epoch", 0)],
     )
+    connection.execute("commit")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Bring an older file to the present format; an older headrace then refuses it instead of misreading it."""
+    (version,) = connection.execute("select value from meta where key = 'format'").fetchone()
+    if version >= FORMAT:
+        return
+    connection.execute("begin immediate")
+    for statement in _TO_FORMAT_2:
+        connection.execute(statement)
     connection.execute("commit")
 
 

@@ -66,6 +66,8 @@ def _events(
                 if found:
                     raise damaged(path, key >> 48, wanted, "the events up to the next batch are missing")
                 return None
+            if isinstance(blob, int):
+                blob = _staged(connection, path, key, first_offset, blob)
             events = _decoded(path, key, first_offset, crc, blob)
             mean_bytes = len(blob) / len(events)
             if first_offset < wanted:
@@ -80,6 +82,13 @@ def _events(
     finally:
         rows.close()
     return tuple(found) if found else None
+
+
+def _staged(connection: sqlite3.Connection, path: Path, key: int, first_offset: int, number: int) -> bytes:
+    row = connection.execute("select events from staged where id = ?", (number,)).fetchone()
+    if row is None:
+        raise damaged(path, key >> 48, first_offset, "the batch's events are missing")
+    return bytes(row[0])
 
 
 def _decoded(path: Path, key: int, first_offset: int, crc: int, blob: bytes) -> tuple[CustomerEvent, ...]:

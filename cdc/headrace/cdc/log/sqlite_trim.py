@@ -37,6 +37,10 @@ class Retain(msgspec.Struct, frozen=True):
     max_bytes: int | None
 
 
+class Sweep(msgspec.Struct, frozen=True):
+    """Remove staged blobs that will never be published."""
+
+
 class Trimmings(msgspec.Struct, frozen=True):
     """What a step did. firsts: new first offset by partition. has_more: another step would drop more. pages: about how many it wrote."""
 
@@ -92,6 +96,23 @@ def retain_step(connection: sqlite3.Connection, retain: Retain) -> Trimmings:
     return Trimmings(_drop(connection, dropped), has_more, len(dropped), _pages(dropped))
 
 
+def sweep_step(connection: sqlite3.Connection, garbage: list[int]) -> Trimmings:
+    """Remove the first of these staged blobs. garbage: their ids; what was removed is taken out of it."""
+    pages = held = count = 0
+    for number in garbage[:_STEP_BATCHES]:
+        row = connection.execute("select length(events) from staged where id = ?", (number,)).fetchone()
+        if row is not None:
+            held += row[0]
+            pages += 1 + row[0] // (PAGE_BYTES * 2000)
+        connection.execute("delete from staged where id = ?", (number,))
+        connection.execute("delete from staging where id = ?", (number,))
+        count += 1
+        if held >= _STEP_BYTES:
+            break
+    del garbage[:count]
+    return Trimmings({}, bool(garbage), 0, pages)
+
+
 def _pages(dropped: list[_Head]) -> int:
     """Pages that a drop writes: for each batch its own and a share of the list of free pages, which holds 2,000 a page."""
     return sum(1 + head[3] // (PAGE_BYTES * 2000) for head in dropped)
@@ -105,7 +126,9 @@ def _pinned(connection: sqlite3.Connection) -> dict[int, int]:
 def _heads(connection: sqlite3.Connection, partition: int, before: int) -> Generator[_Head, None, None]:
     """Batches that end at or below before, oldest first. length() reads no blob, only its size."""
     rows = connection.execute(
-        "select newest_us, id, first_offset, length(events) from batch where id > ? and id <= ? order by id",
+        "select newest_us, id, first_offset, case typeof(events) when 'integer' then"
+        " (select length(s.events) from staged s where s.id = batch.events) else length(events) end"
+        " from batch where id > ? and id <= ? order by id",
         (batch_id(partition, 0), batch_id(partition, max(0, before))),
     )
     try:
@@ -119,10 +142,12 @@ def _drop(connection: sqlite3.Connection, heads: list[_Head]) -> dict[int, int]:
     for _, key, _, _ in heads:
         firsts[key >> 48] = key & OFFSET_MASK
     for partition, first_offset in firsts.items():
+        dropped = (batch_id(partition, 0), batch_id(partition, first_offset))
         connection.execute(
-            "delete from batch where id > ? and id <= ?",
-            (batch_id(partition, 0), batch_id(partition, first_offset)),
+            "delete from staged where id in (select events from batch where id > ? and id <= ? and typeof(events) = 'integer')",
+            dropped,
         )
+        connection.execute("delete from batch where id > ? and id <= ?", dropped)
         connection.execute("insert or replace into trimmed values (?, ?)", (partition, first_offset))
     return firsts
 

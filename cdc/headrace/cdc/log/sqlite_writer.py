@@ -27,7 +27,7 @@ from headrace.cdc.log.base import Cursor
 from headrace.cdc.log.codec import BLOB_BYTES, Packed, frame
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
 from headrace.cdc.log.sqlite_file import PAGE_BYTES, batch_id, explained
-from headrace.cdc.log.sqlite_trim import Retain, Trim, Trimmings, retain_step, trim_step
+from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings, retain_step, sweep_step, trim_step
 
 _GROUP_BYTES: Final = 4 << 20
 """A transaction takes no further jobs once it holds this much: it bounds the page cache and the wait of the last one in."""
@@ -43,13 +43,31 @@ class LanePart(msgspec.Struct, gc=False, frozen=True):
 
 
 class Append(msgspec.Struct, gc=False, frozen=True):
-    """ends: of every partition after this append. bytes: encoded size of its events."""
+    """ends: of every partition after this append. bytes: encoded size of its events.
+
+    staged: for each partition that gets staged events, the offset of the first of them and how many they are.
+    """
 
     source: str
     state: bytes
     parts: list[LanePart]
     ends: tuple[int, ...]
     bytes: int
+    staged: dict[int, tuple[int, int]]
+
+
+class Stage(msgspec.Struct, gc=False, frozen=True):
+    """Set events aside for the source's next append. pieces: with their partition. bytes: encoded size."""
+
+    source: str
+    pieces: list[tuple[int, Packed]]
+    bytes: int
+
+
+class Unstage(msgspec.Struct, gc=False, frozen=True):
+    """Forget what the source has staged; a Sweep removes it."""
+
+    source: str
 
 
 class SetCursor(msgspec.Struct, gc=False, frozen=True):
@@ -58,11 +76,11 @@ class SetCursor(msgspec.Struct, gc=False, frozen=True):
     cursor: Cursor
 
 
-Work: TypeAlias = Append | SetCursor | Trim | Retain
+Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep
 
 
 class Job(msgspec.Struct, gc=False):
-    """One piece of work and who waits for it. result: of a Trim or Retain, set in the transaction."""
+    """One piece of work and who waits for it. result: of a Trim, Retain or Sweep, set in the transaction."""
 
     work: Work
     future: asyncio.Future[Any]
@@ -76,6 +94,16 @@ class Outcome(msgspec.Struct, frozen=True):
     make_error: Callable[[], LogError] | None
     took_s: float
     batches: int
+
+
+class _Staged(msgspec.Struct, gc=False, frozen=True):
+    """A blob that waits to be published. id: in the table staged."""
+
+    id: int
+    partition: int
+    count: int
+    newest_us: int
+    crc: int
 
 
 class SQLiteWriter:
@@ -99,10 +127,18 @@ class SQLiteWriter:
         self._report = report
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._make_error: Callable[[], LogError] | None = None
+        self._staged: dict[str, list[_Staged]] = {}
+        self._garbage = [row[0] for row in connection.execute("select id from staging order by id")]
+        self._next_staged = 1 + (connection.execute("select max(id) from staged").fetchone()[0] or 0)
         self._thread = Thread(target=self._run, name="headrace-log-writer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def has_garbage(self) -> bool:
+        """Staged blobs of a former open are left; asked before ``start``."""
+        return bool(self._garbage)
 
     def submit(self, job: Job) -> None:
         """Queue it. What is submitted first is written first, in the same transaction or an earlier one."""
@@ -136,7 +172,7 @@ class SQLiteWriter:
         held = 0
         while job is not None:
             jobs.append(job)
-            if isinstance(job.work, Append):
+            if isinstance(job.work, Append | Stage):
                 held += job.work.bytes
             # Nobody else takes from the queue, so what it has now it still has at the get.
             if held >= _GROUP_BYTES or not queue.qsize():
@@ -189,7 +225,9 @@ class SQLiteWriter:
     def _transact(self, jobs: list[Job]) -> tuple[int, int]:
         """Number of batches stored, and about how many bytes went into the WAL."""
         execute = self._connection.execute
-        blobs: list[tuple[int, int, int, int, bytes]] = []
+        blobs: list[tuple[int, int, int, int, bytes | int]] = []
+        staged: list[tuple[int, bytes]] = []
+        published: list[int] = []
         sources: dict[str, bytes] = {}
         cursors: dict[tuple[str, int], Cursor] = {}
         runs: dict[int, _Run] = {}
@@ -197,18 +235,34 @@ class SQLiteWriter:
             work = job.work
             if isinstance(work, Append):
                 sources[work.source] = work.state
+                if work.staged:
+                    for partition in work.staged:
+                        if partition in runs:
+                            blobs.extend(runs.pop(partition).cut())
+                    for named in self._publish(work):
+                        blobs.append(named)
+                        published.append(named[4])
                 for part in work.parts:
                     run = runs.get(part.partition)
                     if run is None:
                         run = runs[part.partition] = _Run(part.partition, part.first_offset)
                     for piece in part.pieces:
                         blobs.extend(run.add(piece))
+            elif isinstance(work, Stage):
+                staged.extend(self._stage(work))
+            elif isinstance(work, Unstage):
+                self._garbage += [one.id for one in self._staged.pop(work.source, ())]
             elif isinstance(work, SetCursor):
                 cursors[work.group, work.partition] = work.cursor
         for run in runs.values():
             blobs.extend(run.cut())
         execute("begin immediate")
         self._check_lease()
+        for number, blob in staged:
+            execute("insert into staged values (?, ?)", (number, blob))
+            execute("insert into staging values (?)", (number,))
+        for number in published:
+            execute("delete from staging where id = ?", (number,))
         for row in blobs:
             execute("insert into batch values (?, ?, ?, ?, ?)", row)
         for name, state in sources.items():
@@ -220,18 +274,37 @@ class SQLiteWriter:
             execute(
                 "insert or replace into cursor values (?, ?, ?, ?)", (group, partition, cursor.offset, cursor.state)
             )
-        pages = len(blobs) + len(sources) + len(cursors)
+        pages = len(blobs) + len(sources) + len(cursors) + 2 * len(staged)
         for job in jobs:
             work = job.work
             if isinstance(work, Trim):
                 job.result = trim_step(self._connection, work)
             elif isinstance(work, Retain):
                 job.result = retain_step(self._connection, work)
+            elif isinstance(work, Sweep):
+                job.result = sweep_step(self._connection, self._garbage)
             else:
                 continue
             pages += job.result.pages
         execute("commit")
-        return len(blobs), pages * PAGE_BYTES + sum(len(row[4]) for row in blobs)
+        written = sum(len(row[4]) for row in blobs if isinstance(row[4], bytes)) + sum(len(blob) for _, blob in staged)
+        return len(blobs), pages * PAGE_BYTES + written
+
+    def _stage(self, work: Stage) -> Iterator[tuple[int, bytes]]:
+        held = self._staged.setdefault(work.source, [])
+        for partition, piece in work.pieces:
+            blob = piece.array
+            held.append(_Staged(self._next_staged, partition, piece.count, piece.newest_us, crc32(blob)))
+            yield self._next_staged, blob
+            self._next_staged += 1
+
+    def _publish(self, work: Append) -> Iterator[tuple[int, int, int, int, int]]:
+        """The rows of table batch that name the source's staged blobs."""
+        at = {partition: first for partition, (first, _) in work.staged.items()}
+        for one in self._staged.pop(work.source):
+            first = at[one.partition]
+            at[one.partition] = end = first + one.count
+            yield batch_id(one.partition, end), first, one.newest_us, one.crc, one.id
 
     def _check_lease(self) -> None:
         (epoch,) = self._connection.execute("select value from meta where key = 'epoch'").fetchone()
