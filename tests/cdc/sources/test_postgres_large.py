@@ -18,21 +18,21 @@ from headrace.cdc.event import Change
 MakeReader = Callable[..., Awaitable[Any]]
 
 both = pytest.mark.parametrize("database", [15, 18], indirect=True)
-ways = pytest.mark.parametrize("way", ["streamed", "spilled"])
+
+
+def ways(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    return pytest.mark.parametrize("way", ["streamed", "spilled"])(pytest.mark.usefixtures("small")(test))
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, way: str) -> Callable[[Database], None]:
+def small(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """Makes transactions of some hundred rows large ones: for the server, or for us only."""
     monkeypatch.setattr("headrace.cdc.sources.spill.PART_BYTES", 2000)
     if way == "spilled":
         monkeypatch.setattr("headrace.cdc.sources.postgres._SPILL_BYTES", 1000)
-
-    def prepare(database: Database) -> None:
-        size = "64kB" if way == "streamed" else "1GB"
-        database.execute(f"alter database {database.name} set logical_decoding_work_mem = '{size}'")
-
-    return prepare
+        # What comes in one gulp, from its beginning to its end, is never spilled.
+        monkeypatch.setattr("headrace.cdc.sources.pgstream._GULP_FRAMES", 50)
+    monkeypatch.setattr("headrace.cdc.sources.pgstart.DECODING_MEMORY", "64kB" if way == "streamed" else "1GB")
 
 
 def streamed_bytes(database: Database, reader: Any) -> int:
@@ -49,10 +49,7 @@ def order(changes: list[Change]) -> list[str]:
 
 @both
 @ways
-async def test_it_comes_whole_among_others_in_commit_order(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None]
-) -> None:
-    small(database)
+async def test_it_comes_whole_among_others_in_commit_order(database: Database, reader: MakeReader, way: str) -> None:
     database.execute("create table big (id int primary key, v text)")
     database.execute("create table small (id int primary key, v text)")
     r = await reader()
@@ -85,11 +82,8 @@ async def test_it_comes_whole_among_others_in_commit_order(
 
 @both
 @ways
-async def test_what_was_rolled_back_is_never_seen(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None]
-) -> None:
+async def test_what_was_rolled_back_is_never_seen(database: Database, reader: MakeReader, way: str) -> None:
     """A whole transaction, subtransactions, nested ones, and one whose table was altered in a part that went."""
-    small(database)
     database.execute("create table t (id int primary key, v text)")
     r = await reader()
     fill = "insert into t select n, repeat('v', 60) from generate_series(%s::int, %s::int) n"
@@ -119,10 +113,7 @@ async def test_what_was_rolled_back_is_never_seen(
 
 @both
 @ways
-async def test_schema_changes_inside_it(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None]
-) -> None:
-    small(database)
+async def test_schema_changes_inside_it(database: Database, reader: MakeReader, way: str) -> None:
     database.execute("create table t (id int primary key, v text)")
     r = await reader()
     database.execute("insert into t values (0, 'announced')")
@@ -141,10 +132,7 @@ async def test_schema_changes_inside_it(
 
 @both
 @ways
-async def test_a_crash_in_the_middle_of_it_and_one_behind_it(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None]
-) -> None:
-    small(database)
+async def test_a_crash_in_the_middle_of_it_and_one_behind_it(database: Database, reader: MakeReader, way: str) -> None:
     database.execute("create table t (id int primary key, v text)")
     database.execute("create table only_inside (id int primary key)")
     r = await reader()
@@ -167,10 +155,7 @@ async def test_a_crash_in_the_middle_of_it_and_one_behind_it(
 
 @both
 @ways
-async def test_cancelled_reads_lose_nothing(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None]
-) -> None:
-    small(database)
+async def test_cancelled_reads_lose_nothing(database: Database, reader: MakeReader, way: str) -> None:
     database.execute("create table t (id int primary key, v text)")
     r = await reader()
     database.execute("insert into t select n, repeat('v', 60) from generate_series(1, 3000) n")
@@ -207,9 +192,8 @@ async def test_prepared_transactions_come_when_they_are_committed(database: Data
 
 @ways
 async def test_a_disk_that_refuses_is_named_with_the_cure(
-    database: Database, reader: MakeReader, way: str, small: Callable[[Database], None], tmp_path: Path
+    database: Database, reader: MakeReader, way: str, tmp_path: Path
 ) -> None:
-    small(database)
     folder = tmp_path / "spill"
     folder.mkdir()
     database.execute("create table t (id int primary key, v text)")

@@ -52,11 +52,18 @@ class PostgresServer:
             await self._admin.close()
             self._admin = None
 
-    async def connect(self, *, replication: bool = False, encoding: str = "UTF8") -> WatchedConnection:
-        """One more connection, which the caller closes. Raises as ``open``."""
-        connection = await WatchedConnection.connect(
-            conninfo(self.config, replication=replication, encoding=encoding, source=self.name), autocommit=True
+    async def connect(
+        self, *, replication: bool = False, encoding: str = "UTF8", decoding_memory: str | None = None
+    ) -> WatchedConnection:
+        """One more connection, which the caller closes. Raises as ``open``; see conninfo."""
+        words = conninfo(
+            self.config,
+            replication=replication,
+            encoding=encoding,
+            decoding_memory=decoding_memory,
+            source=self.name,
         )
+        connection = await WatchedConnection.connect(words, autocommit=True)
         admin = self._admin
         try:
             if admin is None:

@@ -26,6 +26,9 @@ from headrace.cdc.sources.published import hold_memberships, memberships
 _SLOT_WAIT_S = 5.0
 """How long a start waits for a slot that another connection holds: a killed reader's walsender needs a moment to notice."""
 _SLOT_POLL_S = 0.1
+DECODING_MEMORY = "4MB"
+"""What the server gathers of open transactions before it streams the largest (logical_decoding_work_mem). It sends nothing else while
+it streams: with its own default, 64 MB, others' commits waited for two seconds."""
 
 
 async def hold_timeline(server: PostgresServer, stored: PostgresState | None) -> int:
@@ -126,17 +129,22 @@ async def open_stream(server: PostgresServer, lsn: int, *, former_pid: int, is_f
     admin = server.admin
     # A SQL_ASCII database may hold bytes that are no UTF-8: asked to convert them, the server would end the stream.
     is_ascii = admin.info.parameter_status("server_encoding") == "SQL_ASCII"
+    # A server that can't stream open transactions would write what is above it to its own disk.
+    can_stream = admin.info.server_version >= 140000
+    memory = DECODING_MEMORY if can_stream else None
     end = time.monotonic() + _SLOT_WAIT_S
     while True:
-        connection = await server.connect(replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8")
+        connection = await server.connect(
+            replication=True, encoding="SQL_ASCII" if is_ascii else "UTF8", decoding_memory=memory
+        )
         stream = ReplicationStream(connection, source=server.name)
         try:
             await stream.start(
                 server.slot,
                 lsn,
                 server.publication,
-                has_messages=bool(server.config.messages) and admin.info.server_version >= 140000,
-                has_open=admin.info.server_version >= 140000,
+                has_messages=can_stream and bool(server.config.messages),  # they came with 14, too
+                has_open=can_stream,
             )
         except psycopg.errors.ObjectInUse as error:
             await stream.close()

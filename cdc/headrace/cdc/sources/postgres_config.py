@@ -128,10 +128,14 @@ def conninfo(
     *,
     replication: bool = False,
     encoding: str = "UTF8",
+    decoding_memory: str | None = None,
     source: str,
     field: Literal["dsn", "standby_dsn", "primary_dsn"] = "dsn",
 ) -> str:
-    """The connection string with everything pinned. Raises ConfigError for a DSN that libpq can't read."""
+    """The connection string with everything pinned. Raises ConfigError for a DSN that libpq can't read.
+
+    decoding_memory: logical_decoding_work_mem of a stream; what the DSN's own options say goes before it.
+    """
     dsn = getattr(config, field)
     try:
         given = conninfo_to_dict(dsn)
@@ -155,7 +159,8 @@ def conninfo(
             ),
         )
     pinned = " ".join(f"-c {name}={value}" for name, value in _PINNED.items())
-    options = f"{given.get('options') or ''} {pinned}".strip()
+    offered = "" if decoding_memory is None else f"-c logical_decoding_work_mem={decoding_memory} "
+    options = f"{offered}{given.get('options') or ''} {pinned}".strip()
     extra: dict[str, str | int] = {
         "options": options,
         "client_encoding": encoding,
