@@ -13,58 +13,35 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
-from headrace.cdc.demo.embedded import free_port
 from rig.machine import about, cpu_s, machine, memory_mib
 from rig.postgres import throwaway, version
+from rig.process import Headrace
 
 _FILL = "insert into big select n, n %% 5000, md5(n::text) from generate_series(1, %s::bigint) n"
-_DEADLINE_S = 1800.0
-_POLL_S = 0.05
 
 
 def measure(dsn: str, arguments: argparse.Namespace, end: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="huge-") as name:
         folder = Path(name).resolve()
-        port = free_port()
-        (folder / "headrace.yaml").write_text(
+        configuration = (
             f'log: {{path: huge.log.db}}\nsources: {{s: {{type: postgres, dsn: "{dsn}", slot: huge_{end},'
-            f' publication: huge_{end}, spill_folder: {folder}}}}}\nserver: {{listen: "127.0.0.1:{port}"}}\n'
+            f" publication: huge_{end}, spill_folder: {folder}}}}}"
         )
-
-        def status() -> dict[str, Any]:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/status", timeout=60) as answer:
-                found: dict[str, Any] = json.load(answer)
-                return found
-
-        def rows() -> int:
-            return int(status()["sources"]["s"].get("appended_rows") or 0)
-
-        with (folder / "run.log").open("wb") as log:
-            run = subprocess.Popen(
-                [Path(sys.executable).with_name("headrace"), "run", "headrace.yaml"], cwd=folder, stdout=log, stderr=log
-            )
-        try:
-            until(lambda: is_ready(port), folder)
-            return _through(run.pid, dsn, arguments, end, status, rows, folder)
-        finally:
-            run.terminate()
-            run.wait(60)
+        with Headrace(folder, configuration) as headrace:
+            headrace.until(headrace.is_ready)
+            return _through(headrace, dsn, arguments, end, folder)
 
 
-def _through(
-    pid: int, dsn: str, arguments: argparse.Namespace, end: str, status: Any, rows: Any, folder: Path
-) -> dict[str, Any]:
+def _through(headrace: Headrace, dsn: str, arguments: argparse.Namespace, end: str, folder: Path) -> dict[str, Any]:
+    pid, rows = headrace.pid, headrace.rows
     over = threading.Event()
     small = [0]
 
@@ -79,16 +56,16 @@ def _through(
 
     writer = threading.Thread(target=write, daemon=True)
     writer.start()
-    until(lambda: rows() > 2 * arguments.rate, folder)
+    headrace.until(lambda: rows() > 2 * arguments.rate)
     before_mib, cpu = memory_mib(pid, "VmRSS"), cpu_s(pid)
     with psycopg.connect(dsn) as connection:
         began = time.perf_counter()
         connection.execute(_FILL, [arguments.rows])
         filled_s = time.perf_counter() - began
         # Until headrace has all of it, before it ends: what the server still has to send then counts as the end's.
-        until(lambda: (status()["sources"]["s"]["lag_bytes"] or 0) < 1 << 20, folder)
+        headrace.until(lambda: (headrace.source()["lag_bytes"] or 0) < 1 << 20)
         received_s = time.perf_counter() - began
-        source = status()["sources"]["s"]
+        source = headrace.source()
         open_mib = memory_mib(pid, "VmHWM")
         if end == "commit":
             connection.commit()
@@ -97,11 +74,11 @@ def _through(
     ended = time.perf_counter()
     wanted = arguments.rows if end == "commit" else 0
     if wanted:
-        until(lambda: rows() >= wanted, folder)
+        headrace.until(lambda: rows() >= wanted)
     took_s = time.perf_counter() - ended
     over.set()
     writer.join()
-    until(lambda: rows() >= wanted + small[0], folder)
+    headrace.until(lambda: rows() >= wanted + small[0])
     return {
         "end": end,
         "filled_s": round(filled_s, 1),
@@ -117,22 +94,6 @@ def _through(
         "rows_in_log": rows(),
         "small_rows": small[0],
     }
-
-
-def is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def until(done: Any, folder: Path) -> None:
-    end = time.monotonic() + _DEADLINE_S
-    while not done():
-        if time.monotonic() > end:
-            raise SystemExit(f"it took too long\n{(folder / 'run.log').read_text(errors='replace')[-2000:]}")
-        time.sleep(_POLL_S)
 
 
 def main() -> None:

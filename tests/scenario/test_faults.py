@@ -40,7 +40,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headrace.cdc.sources.postgres_config._CONNECT_TIMEOUT_S", 2)
     monkeypatch.setattr("headrace.cdc.capture._FIRST_PAUSE_S", 0.02)
     monkeypatch.setattr("headrace.cdc.capture._LONGEST_PAUSE_S", 0.5)
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 10})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 10)
 
 
 @pytest.fixture

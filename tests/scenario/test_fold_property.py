@@ -246,7 +246,7 @@ def hold_equal(fold: Fold, table: str, columns: list[str], wanted: list[Values],
 
 def hold_small(monkeypatch: pytest.MonkeyPatch, seed: int, chunk_rows: int) -> None:
     """Small chunks and, in two of three runs, small parts of transactions that count as large, here or for the server."""
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": chunk_rows})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", chunk_rows)
     if seed % 2:
         monkeypatch.setattr("headrace.cdc.sources.pgstart.DECODING_MEMORY", "64kB")
     if seed % 3:

@@ -23,7 +23,7 @@ async def test_snapshot_under_writes_with_crashes_folds_to_the_tables(
     database: Database, reader: MakeReader, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random inserts, updates, key moves with unchanged large values, deletes, while the copy runs in small chunks."""
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 37})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 37)
     rng = random.Random(seed)
     database.execute("create table a (id int primary key, n int, big text)")
     database.execute("alter table a alter big set storage external")
@@ -210,7 +210,7 @@ async def test_only_durable_places_are_confirmed(database: Database, reader: Mak
 async def test_a_row_whose_key_moves_behind_the_copy_keeps_its_large_value(
     database: Database, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 10})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 10)
     database.execute("create table a (id int primary key, big text)")
     database.execute("alter table a alter big set storage external")
     database.execute("insert into a select n, repeat(chr(65 + n % 26), 3000) from generate_series(1, 100) n")

@@ -229,7 +229,7 @@ async def test_an_enum_label_added_between_two_rows_simply_comes(database: Datab
 async def test_ddl_while_a_table_is_copied_leaves_no_row_of_the_former_version(
     database: Database, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, ddl: str
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 7})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 7)
     database.execute("create table t (id int primary key, v int)")
     database.execute("insert into t select n, n from generate_series(1, 50) n")
     r = await reader()
@@ -248,7 +248,7 @@ async def test_ddl_while_a_table_is_copied_leaves_no_row_of_the_former_version(
 async def test_a_table_dropped_while_it_is_copied_does_not_stop_the_copy(
     database: Database, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 7})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 7)
     database.execute("create table a (id int primary key)")
     database.execute("create table b (id int primary key)")
     database.execute("insert into a select generate_series(1, 50)")

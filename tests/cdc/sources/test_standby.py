@@ -204,7 +204,7 @@ async def test_copy_and_stream_from_a_standby_fold_to_the_tables(
     pair: Pair, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small chunks, writers that overlap and stay open long, so that xmin stands still behind what is committed meanwhile."""
-    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.read_chunk.__kwdefaults__", {"limit": 23})
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", 23)
     rng = random.Random(seed)
     shop = Shop(pair, f"copy{seed}")
     shop.execute("create table a (id int primary key, n int, big text)")

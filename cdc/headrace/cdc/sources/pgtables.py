@@ -7,17 +7,17 @@ the columns of that version, or be another table's that took the name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import psycopg
 
 from headrace.cdc.decode.tableversion import TableVersion, schema_changes, versioned
 from headrace.cdc.decode.transaction import Transaction
-from headrace.cdc.event import Change, Row
+from headrace.cdc.event import Change, Row, TableSchema
 from headrace.cdc.position import format_lsn
-from headrace.cdc.sources import pgsnapshot
 from headrace.cdc.sources.catalogue import Table, current_table
-from headrace.cdc.sources.pgsnapshot import Chunk, SnapshotState, TableCopy
+from headrace.cdc.sources.pgsnapshot import SnapshotState, TableCopy
 
 _ALTERED = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.InvalidSchemaName)
 """A chunk's SELECT names what was renamed or dropped since the catalogue was read."""
@@ -27,36 +27,41 @@ class TableChanged(Exception):  # never leaves the source: it is told to read ag
     """The table was altered, renamed or dropped while a chunk of it was read."""
 
 
+_Read = TypeVar("_Read")
+
+
 async def read_current(
-    connection: psycopg.AsyncConnection[tuple[object, ...]], copy: TableCopy, *, publication: str
-) -> tuple[Table, Chunk]:
-    """The next chunk of a table, and the table as it is at the chunk's high mark. Raises TableChanged, and psycopg's errors."""
-    table = await current_table(connection, copy.oid, publication=publication)
+    connection: psycopg.AsyncConnection[tuple[object, ...]],
+    oid: int,
+    read: Callable[[Table], Awaitable[_Read]],
+    *,
+    publication: str,
+) -> tuple[Table, _Read]:
+    """What ``read`` reads of a table, and the table as it is before and after. Raises TableChanged, and psycopg's errors."""
+    table = await current_table(connection, oid, publication=publication)
     if table is None:
         raise TableChanged
     schema = table.table_schema()
     try:
-        chunk = await pgsnapshot.read_chunk(
-            connection, schema, copy, order=table.key_order(), is_partitioned=table.is_partitioned
-        )
+        result = await read(table)
     except _ALTERED as error:
         raise TableChanged from error
-    after = await current_table(connection, copy.oid, publication=publication)
+    after = await current_table(connection, oid, publication=publication)
     if after is None or after.table_schema() != schema:
         raise TableChanged
-    return table, chunk
+    return table, result
 
 
 def plan(snapshot: SnapshotState | None, tables: Mapping[int, Table]) -> tuple[SnapshotState, bool]:
     """The snapshot with every table that isn't in it yet, and whether there are such; what isn't captured any more is done."""
-    known = set[int]() if snapshot is None else {copy.oid for copy in snapshot.tables}
+    known = set[int]() if snapshot is None else {copy.oid for copy in snapshot.tables if copy.number == 0}
     new = [
         TableCopy(table.oid, table.full_name, estimate=table.estimated_rows)
         for table in tables.values()
         if table.oid not in known
     ]
     if snapshot is None:
-        return SnapshotState(1, new), bool(new)
+        return SnapshotState(1, new, last_number=1), bool(new)
     for copy in snapshot.tables:
         if copy.oid not in tables:
             copy.is_done = True
@@ -64,39 +69,50 @@ def plan(snapshot: SnapshotState | None, tables: Mapping[int, Table]) -> tuple[S
     return snapshot, bool(new)
 
 
-def chunk_changes(
-    chunk: Chunk, rows: Sequence[Row], copy: TableCopy, versions: dict[int, TableVersion], id_prefix: str
+def read_changes(
+    schema: TableSchema,
+    rows: Sequence[Row],
+    copy: TableCopy,
+    versions: dict[int, TableVersion],
+    *,
+    high_lsn: int,
+    time_us: int,
+    id_prefix: str,
+    is_reset: bool = False,
+    is_last: bool = True,
 ) -> list[Change]:
-    """The rows of a chunk as changes at its high mark; a table without a key is emptied first, for it comes whole."""
-    table, news = versioned(versions, chunk.table)
+    """Copied rows as changes at their high mark, counted in ``copy.rows``. is_reset: the table is emptied first."""
+    table, news = versioned(versions, schema)
     identifier = f"{id_prefix}{table.oid}-"
-    position = f"{format_lsn(chunk.high_lsn)}:"
+    position = f"{format_lsn(high_lsn)}:"
     first = copy.rows
     changes: list[Change] = []
     if news is not None:
         changes += schema_changes(
-            news, position=f"{position}0", identifier=f"{identifier}{first}", xid=0, time_us=chunk.time_us
+            news, position=f"{position}0", identifier=f"{identifier}{first}", xid=0, time_us=time_us
         )
-    if not table.key:
-        changes.append(
-            Change(table, "truncate", None, None, f"{position}0", f"{identifier}t", 0, 0, False, chunk.time_us)
-        )
-    last = len(rows) - 1
+    last = len(rows) - 1 if is_last else -1
+    if is_reset:
+        is_empty = is_last and not rows
+        changes.append(Change(table, "truncate", None, None, f"{position}0", f"{identifier}t", 0, 0, is_empty, time_us))
     changes.extend(
-        Change(
-            table,
-            "read",
-            None,
-            row,
-            f"{position}{index}",
-            f"{identifier}{first + index}",
-            0,
-            index,
-            index == last,
-            chunk.time_us,
-        )
-        for index, row in enumerate(rows)
+        [
+            Change(
+                table,
+                "read",
+                None,
+                row,
+                f"{position}{index}",
+                f"{identifier}{first + index}",
+                0,
+                index,
+                index == last,
+                time_us,
+            )
+            for index, row in enumerate(rows)
+        ]
     )
+    copy.rows += len(rows)
     return changes
 
 

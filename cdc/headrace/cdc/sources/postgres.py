@@ -82,6 +82,7 @@ class PostgresSource:
         self._frames: list[bytes] = []  # read, and not decoded yet
         self._since_begin: list[bytes] = []  # of the transaction under way
         self._replay: Replay | None = None
+        self._has_copied = False
         self._durable = 0
         self._confirmed = 0
         self._confirmed_at = 0.0
@@ -134,7 +135,7 @@ class PostgresSource:
         )
         now = await memberships(server.admin, server.publication, list(server.tables))
         state.published = {oid: membership for oid, membership in now.items() if membership is not None}
-        self._copier = Copier(server, state, wake=self._wake, say=self._say)
+        self._copier = Copier(server, state, wake=self._wake, say=self._say, folder=self._spills.folder)
         await self._copier.plan()
         decoder = self._decoder = PgOutputDecoder(
             f"{self._name}-{state.incarnation}-",
@@ -154,8 +155,7 @@ class PostgresSource:
         self._ready.append(self._batch([], catalogue.clock_us))
         self._is_running = True
         self._reason = ""
-        if not self._copier.is_done:
-            await self._copier.next_chunk()
+        await self._copy_on(self._copier)
         self._monitor = Monitor(server, state, self._standby_copy, is_standby=catalogue.is_standby, fail=self._fail)
         self._monitor_task = asyncio.create_task(self._monitor.run())
         _log.info(
@@ -230,8 +230,14 @@ class PostgresSource:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
         if self._fault is not None:
             raise self._fault
-        if self._replay is not None:
-            await self._next_part(self._replay, copier)
+        if self._replay is not None or copier.is_giving_out:
+            if time.monotonic() - self._confirmed_at >= _SIGN_OF_LIFE_S:
+                await self._confirm()
+            await asyncio.sleep(0)  # what others wait for goes first
+            if self._replay is not None:
+                await self._next_part(self._replay, copier)
+            else:
+                self._next_rows(copier)
             return
         if not self._frames:
             self._frames = await stream.frames(await self._before_wait(stream, copier))
@@ -256,11 +262,18 @@ class PostgresSource:
             self._server_lsn = max(self._server_lsn, decoder.wal_end)
             if has_passed_all:
                 state.lsn = max(state.lsn, decoder.wal_end)
+        self._has_copied = False
         if copier.has_chunk:
-            reads = await copier.finish(max(state.lsn, decoder.wal_end if has_passed_all else 0), self._ask_server)
+            passed_lsn = max(state.lsn, decoder.wal_end if has_passed_all else 0)
+            try:
+                reads, read_us = await copier.finish(passed_lsn, self._ask_server)
+            except OSError as error:
+                raise self._spills.refused(error) from error
             if reads:
                 changes = [*changes, *reads]
-                time_us = max(time_us, reads[-1].committed_us)
+                time_us = max(time_us, read_us)
+                self._has_copied = True
+        await self._copy_on(copier)
         if changes:
             self._ready.append(self._batch(changes, time_us))
         elif (transactions or has_keepalive) and time.monotonic() - self._last_emit >= self._config.heartbeat.s:
@@ -273,9 +286,6 @@ class PostgresSource:
         """One part of a large transaction, as a batch."""
         state = self._state
         assert state is not None
-        if time.monotonic() - self._confirmed_at >= _SIGN_OF_LIFE_S:
-            await self._confirm()
-        await asyncio.sleep(0)  # what others wait for goes first
         part = await replay.next_part(self._look_up_key)
         if part is not None:
             changes = changes_of([part])
@@ -288,6 +298,24 @@ class PostgresSource:
                 self._ready.append(self._batch(changes, part.commit_us))
         self._replay = None
         self._asked_at = None  # nothing was read meanwhile: what it was asked may have been answered long ago
+
+    def _next_rows(self, copier: Copier) -> None:
+        """Some rows of a table without a key, as a batch: they go into the log all at once."""
+        try:
+            changes, time_us, is_last = copier.next_part()
+        except OSError as error:
+            raise self._spills.refused(error) from error
+        if is_last:
+            self._ready.append(self._batch(changes, time_us))
+            self._asked_at = None
+        else:
+            self._ready.append(ChangeBatch(changes, b"", 0, time_us, "", is_part=True))
+
+    async def _copy_on(self, copier: Copier) -> None:
+        try:
+            await copier.go_on()
+        except OSError as error:
+            raise self._spills.refused(error) from error
 
     async def _before_wait(self, stream: ReplicationStream, copier: Copier) -> float:
         """Confirm what is due, ask a silent server for a sign of life, and say how long to wait for input, in seconds."""
@@ -308,7 +336,9 @@ class PostgresSource:
             wait_s = 1.0
         if unconfirmed:
             wait_s = min(wait_s, _CONFIRM_EVERY_S)
-        return min(wait_s, 0.01) if copier.has_chunk else wait_s
+        if copier.has_chunk:
+            return 0.0 if self._has_copied else min(wait_s, 0.01)
+        return wait_s
 
     async def _decode(self, decoder: PgOutputDecoder) -> None:
         """Decode what was read, up to a commit whose transaction must be replayed first."""
@@ -372,7 +402,7 @@ class PostgresSource:
         if not self._is_running:
             phase = "stopped" if self._reason == "stopped" else "connecting"
         else:
-            phase = "streaming" if copier is None or copier.is_done else "snapshot"
+            phase = "streaming" if copier is None or copier.is_initial_done else "snapshot"
         server_lsn = max(self._server_lsn, 0 if monitor is None else monitor.server_lsn)
         return SourceStatus(
             phase=phase,

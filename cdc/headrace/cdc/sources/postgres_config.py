@@ -60,6 +60,12 @@ class PostgresConfig(Section, frozen=True):
         Literal["initial", "never"],
         Meta(description="initial: copy existing rows first, while the stream runs; never: changes from now on only."),
     ] = "initial"
+    snapshot_workers: Annotated[
+        int,
+        Meta(
+            description="Connections that read existing rows at once; large tables are split between them.", ge=1, le=32
+        ),
+    ] = 2
     slot: Annotated[
         Annotated[str, Meta(pattern="^[a-z0-9_]{1,63}$")] | None,
         Meta(description="Replication slot; default headrace_<name>, created when missing."),

@@ -21,13 +21,13 @@ PART_BYTES = 256 << 10
 
 
 class Spills:
-    """All open transactions of one source that left pieces. folder: where their files are; None: the system's choice.
+    """All open transactions of one source that left pieces. folder: where their files are, None for the system's choice.
 
     bytes_total: on disk now.
     """
 
     def __init__(self, folder: Path | None, *, source: str) -> None:
-        self._folder = folder or default_folder()
+        self.folder = folder or default_folder()
         self._source = source
         self._open: dict[int, _Spill] = {}
 
@@ -46,7 +46,7 @@ class Spills:
             if isinstance(piece, Piece):
                 try:
                     if spill is None:
-                        spill = self._open[piece.xid] = _Spill(self._folder)
+                        spill = self._open[piece.xid] = _Spill(self.folder)
                     spill.write(piece.data)
                 except OSError as error:
                     raise self.refused(error) from error
@@ -70,7 +70,7 @@ class Spills:
     def refused(self, error: OSError) -> SourceUnavailable:
         """What the disk said, in a user's words."""
         return SourceUnavailable(
-            f'source "{self._source}" can\'t keep a large open transaction in {self._folder}: {error.strerror}',
+            f'source "{self._source}" can\'t keep a large open transaction in {self.folder}: {error.strerror}',
             source=self._source,
             advice=f"free space there, or name another folder under sources.{self._source}.spill_folder; the server sends the "
             "transaction again",
