@@ -57,6 +57,8 @@ class Proxy:
         """Every connection ends by RST; what was under way is lost."""
         for writer in list(self._writers):
             ours: socket.socket = writer.get_extra_info("socket")
+            if ours.fileno() < 0:
+                continue  # it ended just now by itself
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             writer.transport.abort()
 

@@ -169,8 +169,9 @@ async def test_a_terminated_backend_is_replaced(database: Database, rig: MakeRig
         if connection == "_admin":
             admin = r.source._server._admin
             return 0 if admin is None else admin.info.backend_pid
-        copier = None if r.source._copier is None else r.source._copier._connection
-        return 0 if copier is None else copier.info.backend_pid
+        workers = [] if r.source._copier is None else r.source._copier._workers
+        connections = [worker.connection for worker in workers if worker.connection is not None]
+        return connections[0].info.backend_pid if connections else 0
 
     former = pid()
     database.execute("select pg_terminate_backend(%s)", former)

@@ -146,7 +146,9 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
         for _ in range(rng.randrange(0, 30)):
             driver.step()
         driver.finish()
-        config = PostgresConfig(dsn=database.dsn, slot=f"f{seed}", publication=f"f{seed}")
+        config = PostgresConfig(
+            dsn=database.dsn, slot=f"f{seed}", publication=f"f{seed}", snapshot_workers=1 + seed // 2 % 3
+        )
         stop = asyncio.Event()
         path = folder / "log.db"
         capturing = asyncio.create_task(capture_until(stop, config, path, progress, driver, rng))
@@ -245,8 +247,13 @@ def hold_equal(fold: Fold, table: str, columns: list[str], wanted: list[Values],
 
 
 def hold_small(monkeypatch: pytest.MonkeyPatch, seed: int, chunk_rows: int) -> None:
-    """Small chunks and, in two of three runs, small parts of transactions that count as large, here or for the server."""
+    """Small chunks of split tables and, in two of three runs, small parts of transactions that count as large, here or for the server."""
     monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.SPLIT_ROWS", -1)
+    monkeypatch.setattr("headrace.cdc.sources.pgwhole._PART_ROWS", chunk_rows)
+    monkeypatch.setattr("headrace.cdc.sources.pgwhole._BLOCK_ROWS", 3)
+    if seed % 4 == 3:
+        monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_BYTES", 100)
     if seed % 2:
         monkeypatch.setattr("headrace.cdc.sources.pgstart.DECODING_MEMORY", "64kB")
     if seed % 3:

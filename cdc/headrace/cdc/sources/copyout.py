@@ -52,12 +52,9 @@ def _start(pg: pq.abc.PGconn, statement: bytes) -> _Steps:
     pg.send_query(statement)
     while pg.flush():
         yield Wait.W
-    while pg.is_busy():
-        yield Wait.R
-        pg.consume_input()
-    result = pg.get_result()
+    result = yield from _result(pg)
     if result is None or result.status != pq.ExecStatus.COPY_OUT:
-        _raise(pg, result)
+        yield from _refused(pg, result)
     return [], False
 
 
@@ -72,10 +69,11 @@ def _gulp(pg: pq.abc.PGconn) -> _Steps:
             elif length == 0:
                 break
             else:
-                result = pg.get_result()
+                result = yield from _result(pg)
                 if result is None or result.status != pq.ExecStatus.COMMAND_OK:
-                    _raise(pg, result)
-                _drain(pg)
+                    yield from _refused(pg, result)
+                while (yield from _result(pg)) is not None:
+                    pass
                 return lines, True
         if lines:
             return lines, False
@@ -83,17 +81,21 @@ def _gulp(pg: pq.abc.PGconn) -> _Steps:
         pg.consume_input()
 
 
-def _raise(pg: pq.abc.PGconn, result: pq.abc.PGresult | None) -> None:
-    """The server's error, once everything that follows it is read: the connection can then be used again."""
-    _drain(pg)
+def _result(pg: pq.abc.PGconn) -> PQGen[pq.abc.PGresult | None]:
+    """The next result. libpq would wait for one that is on its way, and everything else in the process with it."""
+    while pg.is_busy():
+        yield Wait.R
+        pg.consume_input()
+    return pg.get_result()
+
+
+def _refused(pg: pq.abc.PGconn, result: pq.abc.PGresult | None) -> PQGen[None]:
+    """Raise the server's error, once everything that follows it is read: the connection can then be used again."""
+    while (yield from _result(pg)) is not None:
+        pass
     if result is None or result.status != pq.ExecStatus.FATAL_ERROR:
         raise psycopg.OperationalError("the server didn't answer COPY with rows")
     raise psycopg.errors.error_from_result(result, encoding="utf-8")
-
-
-def _drain(pg: pq.abc.PGconn) -> None:
-    while pg.get_result() is not None:
-        pass
 
 
 __all__ = ["copy_out"]
