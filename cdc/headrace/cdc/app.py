@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 from prometheus_client import CollectorRegistry
@@ -19,11 +19,11 @@ from prometheus_client import CollectorRegistry
 from headrace.cdc.capture import Capture
 from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
-from headrace.cdc.errors import Action, HeadraceError
+from headrace.cdc.errors import Action, HeadraceError, RequestRefused
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
-from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.sources.base import Asked, SourceStatus
 from headrace.cdc.web import WebServer
 
 _log = logging.getLogger("headrace.app")
@@ -71,6 +71,7 @@ class Application:
                 log=log,
                 registry=self._registry,
                 troubles=lambda: dict(self._troubles),
+                snapshot=self._snapshot,
             )
             await server.start()
             try:
@@ -148,6 +149,13 @@ class Application:
         while True:
             await log.retain(int(time.time() * 1_000_000))
             await asyncio.sleep(_RETAIN_EVERY_S)
+
+    async def _snapshot(self, source: str, tables: Sequence[str], where: str) -> Asked:
+        for capture in self._captures:
+            if capture.source.name == source:
+                return await capture.source.snapshot(tables, where)
+        known = ", ".join(capture.source.name for capture in self._captures)
+        raise RequestRefused(f'there is no source "{source}"', advice=f"name one of sources: {known}")
 
     def source_status(self) -> dict[str, SourceStatus]:
         """Every source's health by name."""

@@ -18,6 +18,7 @@
     │   ├── StoreConflict      its checkpoint isn't the one this process left there; gone on from the stored one
     │   └── StoreRefused       a person must change something first: rights, file, declared types
     ├── DefinitionError        feature definitions                                  exit 2
+    ├── RequestRefused         what was asked of a running process can't be done    exit 2
     └── ServerError            the HTTP server (port taken, public bind)            exit 6
 
 An error says *what happened, to which object, and what to do*: ``message`` is the first two, ``advice`` the third.
@@ -196,6 +197,13 @@ class DefinitionError(HeadraceError):
 
     exit_code = 2
     advice = "correct the definition; nothing was changed"
+
+
+class RequestRefused(HeadraceError):
+    """What a person asked of the running process can't be done as it was asked; nothing was changed."""
+
+    exit_code = 2
+    advice = "correct the request"
 
 
 class ServerError(HeadraceError):

@@ -7,6 +7,7 @@
     GET /readyz      200 or 503, JSON: every part with its reason       open
     GET /metrics     Prometheus text format
     GET /v1/status   JSON, what "headrace status" prints
+    POST /v1/sources/NAME/snapshot   {"tables": [...], "where": "..."}: copy rows again, as "headrace snapshot" does
 
 With any token set, every other route wants one. Without tokens the server binds to loopback only and answers requests only that
 name loopback as their host. Errors of our own routes are ``{"error": ..., "advice": ...}``; a traceback stays in the log. There is no
@@ -22,7 +23,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
@@ -32,10 +33,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from headrace.cdc.auth import Tokens, is_local_host
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
-from headrace.cdc.errors import HeadraceError, LogError, ServerError
+from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
 from headrace.cdc.listen import ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
-from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.sources.base import Asked, SourceStatus
 from headrace.cdc.state import ProcessState
 
 _log = logging.getLogger("headrace.web")
@@ -46,6 +47,11 @@ _SHUTDOWN_S = 0.4
 """aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _SnapshotRequest(msgspec.Struct, forbid_unknown_fields=True):
+    tables: Annotated[list[str], msgspec.Meta(min_length=1)]
+    where: str = ""
 
 
 class WebServer:
@@ -60,9 +66,10 @@ class WebServer:
         log: EventLog,
         registry: CollectorRegistry,
         troubles: Callable[[], dict[str, str]],
+        snapshot: Callable[[str, Sequence[str], str], Awaitable[Asked]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens."""
+        """snapshot: asks a source, by name, to copy tables again. Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens."""
         self._address = ListenAddress.parse(config.listen)
         self._tokens = Tokens(config.tokens)
         if not self._tokens and not is_loopback(self._address.host):
@@ -72,6 +79,7 @@ class WebServer:
                 advice="set a token under server.tokens (name: ${VARIABLE}), or listen on 127.0.0.1",
             )
         self._registry = registry
+        self._ask_snapshot = snapshot
         self._state = ProcessState(
             consumers=consumers, sources=sources, log=log, registry=registry, troubles=troubles, clock=clock
         )
@@ -96,6 +104,7 @@ class WebServer:
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/status", self._status),
+                web.post("/v1/sources/{source}/snapshot", self._snapshot),
             ]
         )
         for consumer in self._consumers:
@@ -134,6 +143,8 @@ class WebServer:
             if error.status < 400 or error.content_type == "application/json":
                 raise
             return _http_error(error, request)
+        except RequestRefused as error:
+            return error_response(400, error.message, error.advice)
         except HeadraceError as error:
             _log.warning("%s %s: %s", request.method, request.path, error.message)
             return error_response(503, error.message, error.advice)
@@ -180,6 +191,21 @@ class WebServer:
         except LogError as error:
             _log.warning("/metrics shows the log's former places: %s", error.message)
         return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        # A form of another web page could send any other type without asking first (CORS).
+        if request.content_type != "application/json":
+            return error_response(
+                415, "the body isn't application/json", "send the header Content-Type: application/json"
+            )
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=_SnapshotRequest)
+        except msgspec.DecodeError as error:
+            return error_response(
+                400, f"the body can't be used: {error}", 'send {"tables": ["schema.table"], "where": ""}'
+            )
+        asked = await self._ask_snapshot(request.match_info["source"], wanted.tables, wanted.where)
+        return json_response(msgspec.to_builtins(asked), status=202)
 
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self._state.document())

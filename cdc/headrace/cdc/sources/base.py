@@ -39,6 +39,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
     phase: ``connecting``, ``snapshot``, ``streaming`` or ``stopped``. reason: why it isn't streaming, else "".
     position: everything before it is durable in the log; "" before the first append. lag_bytes: WAL the server has beyond it, retained_bytes: WAL it keeps for us; None when unknown.
+    asked: copies that people asked for since the process began, oldest first: number, rows, estimated_rows, is_done.
     is_failover_safe: whether a promotion of the configured standby now would keep our place; None: nobody was asked.
     """
 
@@ -50,6 +51,14 @@ class SourceStatus(msgspec.Struct, frozen=True):
     lag_s: float | None = None
     snapshot: dict[str, Any] | None = None
     is_failover_safe: bool | None = None
+    asked: list[dict[str, Any]] = []
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A copy that somebody asked for: its number among the source's, and the tables."""
+
+    number: int
+    tables: list[str]
 
 
 class Source(Protocol):
@@ -76,6 +85,13 @@ class Source(Protocol):
 
     async def stop(self) -> None:
         """Send what may still be confirmed, close all connections. Stopping twice is fine."""
+        ...
+
+    async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
+        """Copy existing rows again, beside the stream; returns as soon as it is accepted.
+
+        tables: names or patterns of captured tables. where: SQL condition of the rows, "" for all. Raises RequestRefused.
+        """
         ...
 
     def status(self) -> SourceStatus: ...

@@ -68,11 +68,13 @@ class WatchedConnection(psycopg.AsyncConnection[tuple[object, ...]]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
-            self._asking = None
-        await super().close()
+        try:
+            if self._asking is not None:
+                self._asking.cancel()
+                await asyncio.gather(self._asking, return_exceptions=True)
+                self._asking = None
+        finally:
+            await super().close()
 
     def sever(self) -> None:
         """Shut the socket down: whoever waits on it gets an error now, without a cancellation that the server would have to answer."""

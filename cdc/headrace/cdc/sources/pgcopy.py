@@ -20,9 +20,11 @@ from typing import Any
 from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import Change, Row
 from headrace.cdc.sources import pgslot
+from headrace.cdc.sources.base import Asked
 from headrace.cdc.sources.catalogue import Table
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.link import WatchedConnection
+from headrace.cdc.sources.pgasked import asked_tables
 from headrace.cdc.sources.pgserver import PostgresServer
 from headrace.cdc.sources.pgsnapshot import Chunk, KeyRange, SnapshotState, TableCopy, read_chunk, split
 from headrace.cdc.sources.pgstate import PostgresState
@@ -36,6 +38,8 @@ _log = logging.getLogger("headrace.source")
 _RETRY_CHUNK_S = 0.05
 _AHEAD = 2
 """Chunks of a range that are read, or being read, before the stream has passed them."""
+_IDLE_LIMIT = b"set idle_in_transaction_session_timeout = '60s'"
+_ASKED_SHOWN = 20
 _UNSEEN_TRANSACTIONS = 1000
 """So many delivered transactions that may not be visible yet are one question to the server: nearly all of them are."""
 
@@ -91,6 +95,7 @@ class Copier:
         self._waits_done = 0
         self._whole: tuple[_Worker, WholeTable, Iterator[tuple[list[Row], bool]]] | None = None
         self._is_idle = False
+        self._asked: dict[int, list[TableCopy]] = {}
         self._began = 0.0
         self._rows_at_begin = 0
 
@@ -104,9 +109,14 @@ class Copier:
             # It may have come while the source ran, and stopped before the wait was over.
             self._waits_wanted += 1
         if self._state.snapshot is not None:
+            asked: dict[int, list[TableCopy]] = {}
             for copy in self._state.snapshot.tables:
                 if copy.after and not copy.ranges:
                     copy.ranges = [KeyRange(copy.after)]
+                if copy.number:
+                    asked.setdefault(copy.number, []).append(copy)
+            for number, copies in asked.items():
+                self._remember(number, copies)
 
     def _plan(self) -> bool:
         """True when tables were added."""
@@ -186,7 +196,7 @@ class Copier:
                     worker.part = copy.ranges[0]
                 else:
                     worker.splitting = asyncio.create_task(self._split(worker, copy))
-                    worker.splitting.add_done_callback(lambda _: self._wake())
+                    worker.splitting.add_done_callback(self._was_read)
                 return
             for part in copy.ranges:
                 if not part.is_read and not any(other.part is part for other in at_it):
@@ -222,6 +232,46 @@ class Copier:
         worker.part = worker.copy.ranges[0]
         worker.splitting = None
 
+    # what people ask for
+
+    async def ask(self, patterns: Sequence[str], where: str) -> Asked:
+        """See Source.snapshot."""
+        tables = await asked_tables(self._server, patterns, where)
+        # From here on without an await: what the stream delivers next finds everything in its place.
+        snapshot = self._state.snapshot
+        if snapshot is None:
+            snapshot = self._state.snapshot = SnapshotState(1, [])
+        number = snapshot.last_number = max(1, snapshot.last_number) + 1
+        copies = [
+            TableCopy(table.oid, table.full_name, estimate=table.estimated_rows, number=number, where=where)
+            for table in tables
+        ]
+        snapshot.tables.extend(copies)
+        self._remember(number, copies)
+        # What was delivered before isn't known any more to be visible.
+        self._waits_wanted += 1
+        self._is_idle = False
+        self._wake()
+        return Asked(number, [copy.name for copy in copies])
+
+    def _remember(self, number: int, copies: list[TableCopy]) -> None:
+        self._asked[number] = copies
+        while len(self._asked) > _ASKED_SHOWN:
+            del self._asked[min(self._asked)]
+
+    def asked(self) -> list[dict[str, Any]]:
+        """For people: what was asked for, oldest first."""
+        return [
+            {
+                "number": number,
+                "tables": [copy.name for copy in copies],
+                "rows": sum(copy.rows for copy in copies),
+                "estimated_rows": sum(copy.rows if copy.is_done else max(copy.estimate, copy.rows) for copy in copies),
+                "is_done": all(copy.is_done for copy in copies),
+            }
+            for number, copies in sorted(self._asked.items())
+        ]
+
     # reading
 
     def _read_next(self, worker: _Worker, copy: TableCopy, snapshot: SnapshotState) -> None:
@@ -249,8 +299,13 @@ class Copier:
         window = WholeTable(copy.oid, delivered, self._folder) if is_whole else ChunkWindow(copy.oid, delivered)
         read = _Read(part, window)
         read.task = asyncio.create_task(self._read(worker, copy, read, after))
-        read.task.add_done_callback(lambda _: self._wake())
+        read.task.add_done_callback(self._was_read)
         worker.reads.append(read)
+
+    def _was_read(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()  # looked at: it is told when the result is asked for
+        self._wake()
 
     async def _read(self, worker: _Worker, copy: TableCopy, reading: _Read, after: KeyRange | None) -> Chunk | None:
         """The chunk; None when the window itself has the rows."""
@@ -282,6 +337,8 @@ class Copier:
     async def _connection(self, worker: _Worker) -> WatchedConnection:
         if worker.connection is None:
             worker.connection = await self._server.connect()
+            # Were this process stopped in the middle of a chunk, its transaction would hold up schema changes and vacuum.
+            await worker.connection.execute(_IDLE_LIMIT)
         return worker.connection
 
     async def _wait_for_older(self) -> None:
@@ -452,24 +509,26 @@ class Copier:
         """Whatever the worker reads is of no use any more."""
         splitting, worker.splitting = worker.splitting, None
         await end(splitting)
-        must_close = False
-        while worker.reads:
-            read = worker.reads.pop()
-            if not read.is_done:
-                must_close = True  # an answer is on its way that nobody waits for
-            await end(read.task)
-            if isinstance(read.window, WholeTable):
-                read.window.close()
-        worker.copy = worker.part = None
-        if must_close:
-            await _close(worker)
+        # Of one that isn't done an answer is on its way that nobody waits for.
+        must_close = any(not read.is_done for read in worker.reads)
+        try:
+            while worker.reads:
+                read = worker.reads[-1]
+                await end(read.task)
+                worker.reads.pop()
+                if isinstance(read.window, WholeTable):
+                    read.window.close()
+            worker.copy = worker.part = None
+        finally:
+            if must_close:
+                await _close(worker)
 
     def progress(self) -> dict[str, Any] | None:
         """How far the copy is, for people; None when nothing is being copied."""
         snapshot = self._state.snapshot
-        if snapshot is None or snapshot.is_done:
+        current = None if snapshot is None else next((copy for copy in snapshot.tables if not copy.is_done), None)
+        if snapshot is None or current is None:
             return None
-        current = next(copy for copy in snapshot.tables if not copy.is_done)
         rows = sum(table.rows for table in snapshot.tables)
         estimated = sum(table.rows if table.is_done else max(table.estimate, table.rows) for table in snapshot.tables)
         took_s = time.monotonic() - self._began if self._began else 0.0
@@ -489,9 +548,13 @@ class Copier:
         if self._whole is not None:
             self._whole[1].close()
             self._whole = None
-        for worker in self._workers:
-            await self._leave(worker)
-            await _close(worker)
+        try:
+            for worker in self._workers:
+                await self._leave(worker)
+        finally:
+            # Left open, one would hold its transaction, and with it every schema change of the table.
+            for worker in self._workers:
+                await _close(worker)
 
 
 async def _close(worker: _Worker) -> None:

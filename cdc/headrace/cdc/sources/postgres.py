@@ -17,7 +17,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
 import msgspec
@@ -26,11 +27,11 @@ import psycopg
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.pgoutput import PgOutputDecoder
 from headrace.cdc.decode.tableversion import changes_of
-from headrace.cdc.errors import HeadraceError, SourceUnavailable
+from headrace.cdc.errors import HeadraceError, RequestRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn
 from headrace.cdc.sources import pgserver, pgstart, timeline
-from headrace.cdc.sources.base import ChangeBatch, SourceStatus
+from headrace.cdc.sources.base import Asked, ChangeBatch, SourceStatus
 from headrace.cdc.sources.catalogue import primary_keys, type_names
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.failover import StandbyCopy
@@ -169,25 +170,30 @@ class PostgresSource:
 
     async def stop(self) -> None:
         task, self._monitor_task = self._monitor_task, None
-        await end(task)
-        if self._copier is not None:
-            await self._copier.close()
-        if self._stream is not None:
-            if self._durable > self._confirmed:
-                try:
-                    await self._stream.confirm(self._durable)
-                except SourceUnavailable:
-                    _log.debug(
-                        "source %s: the last confirmation wasn't sent; the stored state decides anyway", self._name
-                    )
-            await self._stream.close()
-            self._stream = None
-        if self._replay is not None:
-            self._replay.close()
-        self._spills.close()
-        await self._server.close()
+        # Each in its turn whatever becomes of the others: a connection left open would hold the slot, or locks.
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._server.close)
+            stack.callback(self._spills.close)
+            if self._replay is not None:
+                stack.callback(self._replay.close)
+            stack.push_async_callback(self._end_stream)
+            if self._copier is not None:
+                stack.push_async_callback(self._copier.close)
+            stack.push_async_callback(end, task)
         self._is_running = False
         self._reason = "stopped"
+
+    async def _end_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return
+        try:
+            if self._durable > self._confirmed:
+                await stream.confirm(self._durable)
+        except SourceUnavailable:
+            _log.debug("source %s: the last confirmation wasn't sent; the stored state decides anyway", self._name)
+        finally:
+            await stream.close()
 
     async def check(self) -> list[Finding]:
         """All that would go wrong with this source; changes nothing. Raises as ``start`` when the server can't be asked."""
@@ -395,6 +401,21 @@ class PostgresSource:
         if self._stream is not None and time.monotonic() - self._confirmed_at >= _CONFIRM_EVERY_S:
             self._stream.wake()
 
+    async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
+        copier = self._copier
+        if copier is None or not self._is_running:
+            raise RequestRefused(
+                f'source "{self._name}" is {self._reason or "stopped"}', advice="ask again once it streams"
+            )
+        try:
+            asked = await copier.ask(tables, where)
+        except psycopg.Error as error:
+            raise self._server.error(error) from error
+        _log.info(
+            "source %s: copying again, as asked (number %d): %s", self._name, asked.number, ", ".join(asked.tables)
+        )
+        return asked
+
     # numbers
 
     def status(self) -> SourceStatus:
@@ -412,4 +433,5 @@ class PostgresSource:
             retained_bytes=None if monitor is None else monitor.retained_bytes,
             snapshot=None if copier is None else copier.progress(),
             is_failover_safe=self._standby_copy.is_safe,
+            asked=[] if copier is None else copier.asked(),
         )
