@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import aiohttp
@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
-from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.errors import RequestRefused
+from headrace.cdc.sources.base import Asked, SourceStatus
 from headrace.cdc.web import WebServer
 from headrace.sinks.subscribe import SubscribeConfig, Subscriptions
 from shop_log import ShopLog
@@ -32,6 +33,10 @@ class Served(msgspec.Struct):
     following: asyncio.Task[None]
 
 
+async def no_snapshot(source: str, tables: Sequence[str], where: str) -> Asked:
+    raise RequestRefused(f'there is no source "{source}"')
+
+
 @contextlib.asynccontextmanager
 async def serving(
     log: ShopLog,
@@ -40,6 +45,7 @@ async def serving(
     subscribe: SubscribeConfig | None = None,
     sources: Callable[[], dict[str, SourceStatus]] = lambda: {"shop": STREAMING},
     troubles: Callable[[], dict[str, str]] = dict,
+    snapshot: Callable[[str, Sequence[str], str], Awaitable[Asked]] = no_snapshot,
     others: Iterable[Consumer] = (),
     keepalive_s: float = 15.0,
 ) -> AsyncIterator[Served]:
@@ -52,6 +58,7 @@ async def serving(
         log=log,
         registry=registry,
         troubles=troubles,
+        snapshot=snapshot,
     )
     await server.start()
     following = asyncio.create_task(subscriptions.run())

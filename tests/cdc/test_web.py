@@ -7,7 +7,7 @@ import base64
 import io
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiohttp
@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Health
-from headrace.cdc.errors import ConfigError, LogUnavailable, ServerError, StoreError
+from headrace.cdc.errors import ConfigError, LogUnavailable, RequestRefused, ServerError, StoreError
 from headrace.cdc.listen import ListenAddress, is_loopback
-from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.sources.base import Asked, SourceStatus
 from headrace.cdc.web import WebServer
-from serving import STREAMING, Served, serving
+from serving import STREAMING, Served, no_snapshot, serving
 from shop_log import ShopLog, order_event
 
 TOKENS = {"reader": "s3cret-one", "other": "s3cret-two"}
@@ -35,6 +35,7 @@ def server(listen: str, tokens: dict[str, str] | None = None) -> WebServer:
         log=ShopLog(),
         registry=CollectorRegistry(),
         troubles=dict,
+        snapshot=no_snapshot,
     )
 
 
@@ -316,3 +317,35 @@ async def test_answers_are_private_typed_and_never_for_other_pages() -> None:
             assert len(page) < 60_000
             assert "http://" not in page.replace("http://www.w3.org/", "")
             assert "https://" not in page
+
+
+# copies that are asked for
+
+
+async def test_a_snapshot_is_asked_for_by_json_only() -> None:
+    asked: list[tuple[str, list[str], str]] = []
+
+    async def snapshot(source: str, tables: Sequence[str], where: str) -> Asked:
+        asked.append((source, list(tables), where))
+        if source != "shop":
+            raise RequestRefused(f'there is no source "{source}"', advice="name another")
+        return Asked(2, list(tables))
+
+    async with serving(ShopLog(), snapshot=snapshot) as served:
+
+        async def post(source: str, body: bytes, kind: str = "application/json") -> tuple[int, dict[str, Any]]:
+            url = f"{served.url}/v1/sources/{source}/snapshot"
+            async with served.http.post(url, data=body, headers={"Content-Type": kind}) as response:
+                return response.status, await response.json()
+
+        assert await post("shop", b'{"tables": ["public.t"], "where": "id > 1"}') == (
+            202,
+            {"number": 2, "tables": ["public.t"]},
+        )
+        status, document = await post("other", b'{"tables": ["public.t"]}')
+        assert (status, document["advice"]) == (400, "name another")
+        # Another web page's form can send these without being asked.
+        assert (await post("shop", b'{"tables": ["public.t"]}', "text/plain"))[0] == 415
+        for body in (b"", b"{}", b'{"tables": []}', b'{"tables": ["t"], "wher": ""}', b"\xff"):
+            assert (await post("shop", body))[0] == 400
+        assert asked == [("shop", ["public.t"], "id > 1"), ("other", ["public.t"], "")]

@@ -8,13 +8,10 @@ append, a confirmation, a write of features or the start itself. The seed is par
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,80 +20,31 @@ from fix_servers import Database
 from fold import Fold, server_rows
 from headrace.cdc.config import load
 from headrace.cdc.demo.client import Client
-from headrace.cdc.demo.embedded import free_port
 from headrace.cdc.demo.proof import FEATURES, compare, recompute
 from headrace.cdc.demo.shop import Shop, Simulator
 from headrace.cdc.log.reader import open_reader
 from headrace.cdc.position import PostgresPosition, parse_lsn
+from running import RunningHeadrace
 
 SHOP_TABLES = ("shop.customers", "shop.products", "shop.orders", "shop.order_items")
 DEFINITIONS = Path(sys.modules["headrace.cdc.demo.shop"].__file__ or "").parent / "files" / "shop_features.py"
-DEADLINE_S = 60.0
 
 
-class Running:
-    """``headrace run`` in a process of its own, in one folder, started again after each kill."""
+class Running(RunningHeadrace):
+    """A shop with its features."""
 
     def __init__(self, folder: Path, dsn: str, name: str, store: str) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.client = Client(f"http://127.0.0.1:{self.port}")
-        self.process: subprocess.Popen[bytes] | None = None
-        self.config = folder / "headrace.yaml"
         (folder / "shop_features.py").write_bytes(DEFINITIONS.read_bytes())
-        self.config.write_text(
+        super().__init__(
+            folder,
             f"""
 log: {{path: shop.log.db}}
 sources:
   shop: {{type: postgres, dsn: "{dsn}", tables: ["shop.*"], slot: kill_{name}, publication: kill_{name}, heartbeat: 2s}}
 events:
   shop.orders: {{key: customer_id, occurred_at: placed_at}}
-features: {{definitions: shop_features.py, project: shop, store: {store}}}
-server: {{listen: "127.0.0.1:{self.port}"}}
-"""
+features: {{definitions: shop_features.py, project: shop, store: {store}}}""",
         )
-
-    def start(self) -> None:
-        with (self.folder / "run.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    "import sys; from headrace.cdc.cli import main; sys.exit(main())",
-                    "run",
-                    "headrace.yaml",
-                ],
-                cwd=self.folder,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-                stdout=log,
-                stderr=log,
-            )
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        assert self.process.wait() == -signal.SIGKILL, self.said()
-
-    def terminate(self) -> None:
-        assert self.process is not None
-        self.process.terminate()
-        assert self.process.wait(20) == 0, self.said()
-
-    def appended(self) -> int:
-        """Log transactions of this process so far."""
-        status = self.client.status()
-        return 0 if status is None else int(status["log"]["appends_total"])
-
-    def said(self) -> str:
-        return (self.folder / "run.log").read_text(errors="replace")[-3000:]
-
-    def wait_until(self, done: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + DEADLINE_S
-        while not done():
-            assert self.process is not None
-            assert self.process.poll() is None, f"{what}: headrace stopped\n{self.said()}"
-            assert time.monotonic() < end, f"{what} took too long\n{self.client.status()}\n{self.said()}"
-            time.sleep(0.02)  # a poll of another process over HTTP: there is no event to wait on
 
 
 @pytest.fixture

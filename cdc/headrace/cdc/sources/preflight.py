@@ -316,7 +316,7 @@ def _identity(table: Table, source: str, *, is_published: bool) -> Iterator[Find
             "no-key",
             "warning",
             table.full_name,
-            "has no key: its initial copy is one read into memory, and its events have no row key",
+            "has no key: its copy is one read, which starts over when it is cut short, and its events have no row key",
             f"alter table {_qualified(table)} add primary key (...);",
         )
 
