@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 import msgspec
 import yaml
@@ -193,8 +193,24 @@ class EventConfig(Section, frozen=True):
         Meta(description="Timestamp column that says when it happened; default: the commit time."),
     ] = None
     columns: ColumnsConfig = msgspec.field(default_factory=ColumnsConfig)
+    content: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="Of logical messages (the entry pg_message.PREFIX). json: a content that is a JSON object becomes the event's"
+            " properties, and key, name and occurred_at name fields of it (an outbox); any other content stays exact text."
+        ),
+    ] = "text"
+    name: Annotated[
+        str | None, Meta(description="With content: json, the field that holds the event's name; default: insert.")
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.content == "text" and self.name is not None:
+            raise ValueError("name is a field of a message's content; say content: json too, or take it out")
+        if self.content == "json" and self.columns != ColumnsConfig():
+            raise ValueError(
+                "columns can't be used with content: json; leave the values out where the message is written"
+            )
         keys = [self.key] if isinstance(self.key, str) else self.key or []
         for name in keys:
             left_out = self.columns.hides(name) and name not in self.columns.hash

@@ -36,6 +36,10 @@ UNCHANGED: Final = Absent.UNCHANGED
 UNDECODABLE: Final = Absent.UNDECODABLE
 """The bytes sent are no valid text (a SQL_ASCII database may hold such): marked, never guessed."""
 
+MESSAGE_SCHEMA: Final = "pg_message"
+"""Logical messages are rows of a table of this schema, named after their prefix: columns prefix, content, content_hex. No
+schema of a user begins with pg_."""
+
 Row: TypeAlias = tuple[Value | Absent, ...]
 """One row image in the order of TableSchema.columns."""
 

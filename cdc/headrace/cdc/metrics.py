@@ -93,8 +93,23 @@ class _SourceCollector(Collector):
         codes = ", ".join(f"{code} {phase}" for phase, code in PHASE_CODES.items())
         phase = _gauge("headrace_source_phase_code", f"What the source does: {codes}.", "source")
         lag_bytes = _gauge("headrace_source_lag_bytes", "What the server has and we haven't read.", "source")
-        lag_s = _gauge("headrace_source_lag_seconds", "Age of the newest thing read, by the server's clock.", "source")
+        lag_s = _gauge(
+            "headrace_source_lag_seconds",
+            "Age of the newest durable thing, while the server has more; 0 without.",
+            "source",
+        )
         retained = _gauge("headrace_source_retained_bytes", "What the server keeps on its disk for us.", "source")
+        unconfirmed = _gauge(
+            "headrace_source_unconfirmed_bytes", "Of these what isn't confirmed to the server.", "source"
+        )
+        left = _gauge(
+            "headrace_source_safe_wal_bytes",
+            "What the server writes before it gives the slot up; absent: no limit.",
+            "source",
+        )
+        warned = _gauge(
+            "headrace_source_warnings", "How many things somebody should look at; status names them.", "source"
+        )
         safe = _gauge(
             "headrace_source_failover_safe_code",
             "Whether a promotion of the configured standby would keep the source's place: 0 no, 1 yes.",
@@ -112,6 +127,9 @@ class _SourceCollector(Collector):
                 (lag_bytes, status.lag_bytes),
                 (lag_s, status.lag_s),
                 (retained, status.retained_bytes),
+                (unconfirmed, (status.wal or {}).get("unconfirmed_bytes")),
+                (left, (status.wal or {}).get("safe_bytes")),
+                (warned, len(status.warnings)),
                 (safe, None if status.is_failover_safe is None else int(status.is_failover_safe)),
             ):
                 if value is not None:
@@ -125,7 +143,7 @@ class _SourceCollector(Collector):
             ):
                 if isinstance(snapshot.get(key), int):
                     family.add_metric([name], snapshot[key])
-        yield from (phase, lag_bytes, lag_s, retained, safe, copied, estimated, done, known)
+        yield from (phase, lag_bytes, lag_s, retained, unconfirmed, left, warned, safe, copied, estimated, done, known)
 
 
 class _EngineCollector(Collector):

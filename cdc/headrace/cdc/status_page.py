@@ -62,6 +62,8 @@ def _sources(console: Console, sources: dict[str, Any]) -> None:
     for name, source in sources.items():
         if source["reason"]:
             console.print(Text(f"  {name}: {source['reason']}", "yellow"))
+        for warning in source.get("warnings", ()):
+            console.print(Text(f"  {name}: {warning}", "yellow"))
         is_safe = source.get("is_failover_safe")
         if is_safe is not None:
             said = (
@@ -72,9 +74,9 @@ def _sources(console: Console, sources: dict[str, Any]) -> None:
         if snapshot:
             console.print(
                 Text(
-                    f"  {name}: initial copy, {snapshot.get('tables_done')} of {snapshot.get('tables')} tables, "
+                    f"  {name}: copying, {snapshot.get('tables_done')} of {snapshot.get('tables')} tables, "
                     f"{_count(snapshot.get('rows'))} of about {_count(snapshot.get('estimated_rows'))} rows, "
-                    f"now {snapshot.get('table')}",
+                    f"now {snapshot.get('table')}{_rate(snapshot)}",
                     "cyan",
                 )
             )
@@ -92,6 +94,13 @@ def _log(console: Console, log: dict[str, Any]) -> None:
     console.print(table)
     if "disk_bytes" in log:
         console.print(f"  {_bytes(log['disk_bytes'])} on disk")
+
+
+def _rate(snapshot: dict[str, Any]) -> str:
+    rate, left_s = snapshot.get("rows_per_s"), snapshot.get("left_s")
+    if not rate:
+        return ""
+    return f", {_count(rate)} rows a second" + ("" if left_s is None else f", about {_span(left_s)} left")
 
 
 def _consumers(console: Console, consumers: dict[str, Any]) -> None:

@@ -44,3 +44,46 @@ async def test_the_guides_role_copies_streams_and_restarts(database: Database) -
         with psycopg.connect(database.dsn, autocommit=True) as admin:
             admin.execute(f"drop owned by {role}")
             admin.execute(f"drop role {role}")
+
+
+async def test_the_role_that_check_prints_is_enough_and_no_part_of_it_is_too_much(database: Database) -> None:
+    database.execute("create schema shop")
+    database.execute("create table shop.customers (id int primary key, name text)")
+    database.execute("insert into shop.customers select n, 'n' from generate_series(1, 100) n")
+    role, publication = f"least_{database.name}", f"pub_{database.name}"
+    fields = {"publication": publication, "tables": ["shop.*"]}
+    [finding] = [found for found in await Reader(database.dsn, **fields).source.check() if found.code == "superuser"]
+    statements = [
+        statement.replace("'...'", "'secret'")
+        .replace("role headrace", f"role {role}")
+        .replace("to headrace;", f"to {role};")
+        for statement in finding.cure.splitlines()
+    ]
+    assert len(statements) == 4
+    dsn = database.dsn.replace("user=postgres", f"user={role} password=secret")
+    try:
+        for left_out in (*range(1, len(statements)), None):
+            for place, statement in enumerate(statements):
+                if place != left_out:
+                    database.execute(statement)
+            reader = Reader(dsn, **fields)
+            errors = [found.code for found in await reader.source.check() if found.severity == "error"]
+            if left_out is None:
+                assert errors == []
+                await reader.start()
+                await reader.until_streaming()
+                database.execute("insert into shop.customers values (1000, 'new')")
+                await reader.until_op("insert")
+                await reader.stop()
+            else:
+                assert errors, f"check misses: {statements[left_out]}"
+            drop(database, role, publication)
+    finally:
+        drop(database, role, publication)
+
+
+def drop(database: Database, role: str, publication: str) -> None:
+    database.execute(f"drop publication if exists {publication}")
+    if database.execute("select 1 from pg_roles where rolname = %s", role):
+        database.execute(f"drop owned by {role}")
+        database.execute(f"drop role {role}")

@@ -59,7 +59,7 @@ def _print(found: dict[str, list[Finding]]) -> None:
             console.print(
                 Text(f"  {finding.severity:7} ", _STYLES[finding.severity]) + f"{finding.object}: {finding.message}"
             )
-            console.print(Text(f"          {finding.cure}", "dim"))
+            console.print(Text("          " + finding.cure.replace("\n", "\n          "), "dim"))
 
 
 COMMAND = Command("say what would go wrong with the sources, and how to mend it", _configure, _run)

@@ -43,13 +43,22 @@ from headrace.cdc.decode.pgvalue import row_kinds, text_value
 from headrace.cdc.decode.tableversion import SchemaNews, TableVersion, versioned
 from headrace.cdc.decode.transaction import Abort, Piece, SpilledCommit, Transaction
 from headrace.cdc.errors import DecodeError
-from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Change, Column, Op, Row, TableSchema, Value
+from headrace.cdc.event import (
+    MESSAGE_SCHEMA,
+    UNCHANGED,
+    UNDECODABLE,
+    Absent,
+    Change,
+    Column,
+    Op,
+    Row,
+    TableSchema,
+    Value,
+)
 from headrace.cdc.position import format_lsn
 
 _EPOCH_2000_US = 946_684_800_000_000
 
-MESSAGES = "pg_message"
-"""Schema of the made-up tables that logical messages come from, one a prefix. No schema of a user begins with pg_."""
 _MESSAGE_COLUMNS = (Column("prefix", 25, "text"), Column("content", 25, "text"), Column("content_hex", 25, "text"))
 _OWN_PREFIX = "headrace"
 
@@ -494,7 +503,7 @@ class PgOutputDecoder:
             return None
         for pattern in self.message_patterns:
             if fnmatchcase(prefix, pattern):
-                return _Relation(TableSchema(MESSAGES, prefix, _MESSAGE_COLUMNS, ()), bytes(3), bytes(3), True)
+                return _Relation(TableSchema(MESSAGE_SCHEMA, prefix, _MESSAGE_COLUMNS, ()), bytes(3), bytes(3), True)
         return None
 
     def _relation(self, data: bytes, kind: str) -> _Relation:

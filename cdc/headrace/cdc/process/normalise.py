@@ -17,6 +17,7 @@ from headrace.cdc.config import ColumnsConfig, EventConfig
 from headrace.cdc.decode.pgtime import timestamp_us
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import (
+    MESSAGE_SCHEMA,
     UNCHANGED,
     UNDECODABLE,
     Absent,
@@ -32,6 +33,7 @@ from headrace.cdc.event import (
     customer_key,
     key_text,
 )
+from headrace.cdc.process.outbox import Message, Outbox
 from headrace.cdc.process.privacy import Hasher, TablePrivacy, vanished
 
 _encode = msgspec.json.Encoder().encode
@@ -77,6 +79,8 @@ class _Plan:
         self.is_person = asked is not None or config.kind == "identify"
         self.kind: Kind = config.kind  # type: ignore[assignment]  # the config's pattern allows only kinds
         given = {"insert": config.insert, "read": config.insert, "update": config.update, "delete": config.delete}
+        is_outbox = config.content == "json" and table.schema == MESSAGE_SCHEMA
+        self.outbox = Outbox(config) if is_outbox else None
         self.names = {op: given.get(op) or f"{table.table} {past}" for op, past in _PAST.items()}
         self.occurred = where.get(config.occurred_at, -1) if config.occurred_at else -1
 
@@ -106,6 +110,11 @@ class Normaliser:
             if found is None or found[0] is not table:
                 found = self._plan(table)
             plan = found[1]
+            if plan.outbox is not None:
+                message = plan.outbox.read(change)
+                if message is not None:
+                    result.append(self._message_event(change, plan, message, received_us))
+                    continue
             after = change.after
             before = change.before
             if plan.privacy is not None:
@@ -175,6 +184,34 @@ class Normaliser:
                 )
             )
         return result
+
+    def _message_event(self, change: Change, plan: _Plan, message: Message, received_us: int) -> CustomerEvent:
+        table = change.table
+        return CustomerEvent(
+            change.id,
+            plan.kind,
+            message.name or plan.names["insert"],
+            message.key,
+            change.committed_us if message.occurred_us is None else message.occurred_us,
+            change.committed_us,
+            received_us,
+            self._source,
+            change.position,
+            message.properties,
+            RowPart(
+                table.schema,
+                table.table,
+                "message",
+                None,
+                None,
+                (),
+                change.xid,
+                change.ordinal,
+                change.is_last,
+                table.version,
+            ),
+            message.key,
+        )
 
     def _schema_event(self, change: Change, received_us: int) -> CustomerEvent:
         """Whatever ``events`` says of the table's rows, this is no customer's."""

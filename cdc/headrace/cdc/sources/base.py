@@ -39,6 +39,8 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
     phase: ``connecting``, ``snapshot``, ``streaming`` or ``stopped``. reason: why it isn't streaming, else "".
     position: everything before it is durable in the log; "" before the first append. lag_bytes: WAL the server has beyond it, retained_bytes: WAL it keeps for us; None when unknown.
+    lag_s: age of the newest thing that is durable, while the server has more; 0 when it hasn't. wal: what the server keeps for us and why, as
+    numbers and words by name. warnings: what somebody should look at though the source goes on.
     asked: copies that people asked for since the process began, oldest first: number, rows, estimated_rows, is_done.
     is_failover_safe: whether a promotion of the configured standby now would keep our place; None: nobody was asked.
     """
@@ -52,6 +54,8 @@ class SourceStatus(msgspec.Struct, frozen=True):
     snapshot: dict[str, Any] | None = None
     is_failover_safe: bool | None = None
     asked: list[dict[str, Any]] = []
+    wal: dict[str, Any] | None = None
+    warnings: list[str] = []
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -165,7 +165,7 @@ select pid, extract(epoch from pg_catalog.clock_timestamp() - xact_start)::int
 # A leaf partition is captured through its root (publish_via_partition_root), so that moving a row between leaves is an update.
 _RELATIONS = """
 select c.oid::int8, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relreplident::text,
-       pg_catalog.has_table_privilege(c.oid, 'select'), pg_catalog.pg_has_role(current_user, c.relowner, 'usage'),
+       pg_catalog.has_table_privilege(c.oid, 'select') and pg_catalog.has_schema_privilege(n.oid, 'usage'), pg_catalog.pg_has_role(current_user, c.relowner, 'usage'),
        c.relrowsecurity,
        case when c.relkind = 'p' then
             (select coalesce(sum(greatest(l.reltuples, 0)), -1) from pg_catalog.pg_partition_tree(c.oid) t

@@ -125,6 +125,23 @@ class Copier:
         self._state.snapshot, has_new = plan(self._state.snapshot, self._server.tables)
         return has_new
 
+    def emptied(self, lsn: int, time_us: int) -> list[Change]:
+        """A truncate of every table that is to be copied: behind a gap, rows that went in it must go."""
+        snapshot = self._state.snapshot
+        changes: list[Change] = []
+        for copy in () if snapshot is None else snapshot.tables:
+            changes += read_changes(
+                self._server.tables[copy.oid].table_schema(),
+                [],
+                copy,
+                self._state.versions,
+                high_lsn=lsn,
+                time_us=time_us,
+                id_prefix=f"{self._server.name}-{self._state.incarnation}-e-",
+                is_reset=True,
+            )
+        return changes
+
     @property
     def is_done(self) -> bool:
         """Nothing is left to copy."""

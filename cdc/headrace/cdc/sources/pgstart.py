@@ -7,6 +7,7 @@ that the publication didn't send for a while.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from headrace.cdc.sources.pgstate import PostgresState
 from headrace.cdc.sources.pgstream import ReplicationStream
 from headrace.cdc.sources.postgres_config import conninfo
 from headrace.cdc.sources.published import hold_memberships, memberships
+
+_log = logging.getLogger("headrace.source")
 
 _SLOT_WAIT_S = 5.0
 """How long a start waits for a slot that another connection holds: a killed reader's walsender needs a moment to notice."""
@@ -51,25 +54,67 @@ def hold_history(server: PostgresServer, stored: PostgresState, catalogue: Catal
             source=source,
             advice="point the DSN at the former database, or start a new log (another log.path) for this one",
         )
-    slot = catalogue.slot
-    if slot is None:
-        raise HistoryMismatch(
-            f'slot "{server.slot}" of source "{source}" was dropped; the changes after '
-            f"{format_lsn(stored.lsn)} can't be had any more",
-            source=source,
-        )
-    if slot.confirmed_flush_lsn is not None and parse_lsn(slot.confirmed_flush_lsn) > stored.lsn:
-        raise HistoryMismatch(
-            f'slot "{server.slot}" of source "{source}" is at {slot.confirmed_flush_lsn}, past the '
-            f"log's position {format_lsn(stored.lsn)}: somebody else read from it, or the log is an older copy",
-            source=source,
-        )
     if not catalogue.is_standby and catalogue.wal_lsn and parse_lsn(catalogue.wal_lsn) < stored.lsn:
         raise HistoryMismatch(
             f'the server of source "{source}" is at {catalogue.wal_lsn}, before the log\'s position '
             f"{format_lsn(stored.lsn)}: it was restored from an older backup",
             source=source,
         )
+
+
+def slot_gap(server: PostgresServer, stored: PostgresState, catalogue: Catalogue) -> HistoryMismatch | None:
+    """Why the slot doesn't lead on from the stored position (P8); None: it does, or the preflight tells."""
+    source, config = server.name, server.config
+    slot = catalogue.slot
+    if slot is None:
+        return HistoryMismatch(
+            f'slot "{server.slot}" of source "{source}" was dropped; the changes after '
+            f"{format_lsn(stored.lsn)} can't be had any more",
+            source=source,
+        )
+    if slot.confirmed_flush_lsn is not None and parse_lsn(slot.confirmed_flush_lsn) > stored.lsn:
+        return HistoryMismatch(
+            f'slot "{server.slot}" of source "{source}" is at {slot.confirmed_flush_lsn}, past the '
+            f"log's position {format_lsn(stored.lsn)}: somebody else read from it, or the log is an older copy",
+            source=source,
+        )
+    if config.on_gap != "snapshot":
+        return None
+    if slot.wal_status == "lost" or slot.restart_lsn is None:
+        return HistoryMismatch(f'slot "{server.slot}" of source "{source}" is lost', source=source)
+    drop = config.wal_budget.drop
+    if drop is not None and catalogue.wal_lsn:
+        kept = parse_lsn(catalogue.wal_lsn) - parse_lsn(slot.restart_lsn)
+        if kept > drop.bytes:
+            return HistoryMismatch(
+                f'slot "{server.slot}" of source "{source}" keeps {kept >> 20} MiB of WAL, more than wal_budget.drop',
+                source=source,
+            )
+    return None
+
+
+async def start_over(
+    server: PostgresServer, stored: PostgresState, catalogue: Catalogue, gap: HistoryMismatch
+) -> Catalogue:
+    """Drop the slot, behind a gap that on_gap allows to heal; the catalogue without it. Raises the gap where it doesn't."""
+    if server.config.on_gap != "snapshot":
+        raise gap
+    _log.warning(
+        "source %s: %s; starting over behind %s with an empty log of its tables and a new copy (on_gap: snapshot)",
+        server.name,
+        gap.message,
+        format_lsn(stored.lsn),
+    )
+    if catalogue.slot is None:
+        return catalogue
+    try:
+        await server.admin.execute("select pg_catalog.pg_drop_replication_slot(%s)", [server.slot])
+    except psycopg.errors.ObjectInUse as error:
+        raise SourceUnavailable(
+            f'slot "{server.slot}" of source "{server.name}" is to be made anew and another reader holds it',
+            source=server.name,
+        ) from error
+    return await server.catalogue()
 
 
 async def hold_published(server: PostgresServer, state: PostgresState) -> None:
@@ -171,4 +216,13 @@ async def open_stream(server: PostgresServer, lsn: int, *, former_pid: int, is_f
         return stream
 
 
-__all__ = ["hold_history", "hold_publication", "hold_published", "hold_slot", "hold_timeline", "open_stream"]
+__all__ = [
+    "hold_history",
+    "hold_publication",
+    "hold_published",
+    "hold_slot",
+    "hold_timeline",
+    "open_stream",
+    "slot_gap",
+    "start_over",
+]

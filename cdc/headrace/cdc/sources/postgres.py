@@ -27,7 +27,7 @@ import psycopg
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.pgoutput import PgOutputDecoder
 from headrace.cdc.decode.tableversion import changes_of
-from headrace.cdc.errors import HeadraceError, RequestRefused, SourceUnavailable
+from headrace.cdc.errors import HeadraceError, HistoryMismatch, RequestRefused, SourceUnavailable
 from headrace.cdc.event import Change
 from headrace.cdc.position import format_lsn
 from headrace.cdc.sources import pgserver, pgstart, timeline
@@ -72,7 +72,7 @@ class PostgresSource:
         self._reset()
 
     def _reset(self) -> None:
-        self._fault: HeadraceError | None = None
+        self._fault: BaseException | None = None
         self._stream: ReplicationStream | None = None
         self._decoder: PgOutputDecoder | None = None
         self._state: PostgresState | None = None
@@ -85,6 +85,7 @@ class PostgresSource:
         self._replay: Replay | None = None
         self._has_copied = False
         self._durable = 0
+        self._durable_us = 0
         self._confirmed = 0
         self._confirmed_at = 0.0
         self._server_lsn = 0
@@ -122,18 +123,32 @@ class PostgresSource:
             # Before the first replication connection: the server refuses it in fewer words, and without the cure.
             server.hold(catalogue, is_first=is_first)
         current_timeline = await pgstart.hold_timeline(server, stored)
+        gap: HistoryMismatch | None = None
         if stored is not None:
             pgstart.hold_history(server, stored, catalogue)
-            if catalogue.is_standby:
-                await timeline.await_replay(server.admin, stored.lsn, say=self._say, source=self._name)
-            stored.timeline = current_timeline
-            await pgstart.hold_published(server, stored)
-        server.hold(catalogue, is_first=is_first)
+            gap = pgstart.slot_gap(server, stored, catalogue)
+            if gap is None:
+                if catalogue.is_standby:
+                    await timeline.await_replay(server.admin, stored.lsn, say=self._say, source=self._name)
+                stored.timeline = current_timeline
+                try:
+                    await pgstart.hold_published(server, stored)
+                except HistoryMismatch as error:
+                    gap = error
+            if gap is not None:
+                catalogue = await pgstart.start_over(server, stored, catalogue, gap)
+        server.hold(catalogue, is_first=is_first or gap is not None)
         await pgstart.hold_publication(server, catalogue)
         slot_lsn = await pgstart.hold_slot(server, catalogue, self._say)
-        state = self._state = stored or PostgresState(
-            catalogue.system_identifier, current_timeline, catalogue.database, server.slot, 0, slot_lsn, {}, None
-        )
+        if stored is None or gap is not None:
+            state = PostgresState(
+                catalogue.system_identifier, current_timeline, catalogue.database, server.slot, 0, slot_lsn, {}, None
+            )
+            if stored is not None:
+                state.incarnation, state.versions = stored.incarnation + 1, stored.versions
+        else:
+            state = stored
+        self._state = state
         now = await memberships(server.admin, server.publication, list(server.tables))
         state.published = {oid: membership for oid, membership in now.items() if membership is not None}
         self._copier = Copier(server, state, wake=self._wake, say=self._say, folder=self._spills.folder)
@@ -146,19 +161,21 @@ class PostgresSource:
         )
         decoder.skip_until = state.lsn
         decoder.message_patterns = tuple(self._config.messages)
-        self._durable = self._confirmed = 0 if is_first else state.lsn
+        self._durable = self._confirmed = 0 if is_first or gap is not None else state.lsn
         self._stream = await pgstart.open_stream(
             server, state.lsn, former_pid=self._walsender_pid, is_first=not self._has_streamed
         )
         self._walsender_pid = self._stream.backend_pid
         self._has_streamed = True
         # The first thing the log gets is the state itself: from then on a restart knows where this history began.
-        self._ready.append(self._batch([], catalogue.clock_us))
+        emptied = self._copier.emptied(slot_lsn, catalogue.clock_us) if gap is not None else []
+        self._ready.append(self._batch(emptied, catalogue.clock_us))
         self._is_running = True
         self._reason = ""
         await self._copy_on(self._copier)
         self._monitor = Monitor(server, state, self._standby_copy, is_standby=catalogue.is_standby, fail=self._fail)
         self._monitor_task = asyncio.create_task(self._monitor.run())
+        self._monitor_task.add_done_callback(self._monitor_ended)
         _log.info(
             "source %s: %s from %s on slot %s of %s",
             self._name,
@@ -218,6 +235,12 @@ class PostgresSource:
         """Let the next turn of ``read`` raise the error."""
         self._fault = error
         self._wake()
+
+    def _monitor_ended(self, task: asyncio.Task[None]) -> None:
+        """It runs as long as the source does; a defect of it must not go unseen."""
+        if not task.cancelled() and task.exception() is not None:
+            self._fault = task.exception()
+            self._wake()
 
     # the stream
 
@@ -383,7 +406,7 @@ class PostgresSource:
         assert state is not None
         self._last_emit = time.monotonic()
         return ChangeBatch(
-            changes, msgspec.msgpack.encode(state), state.lsn, time_us, format_lsn(state.lsn), is_heartbeat
+            changes, msgspec.msgpack.encode(state), (state.lsn, time_us), time_us, format_lsn(state.lsn), is_heartbeat
         )
 
     async def _ask_server(self) -> None:
@@ -397,9 +420,17 @@ class PostgresSource:
         self._confirmed_at = time.monotonic()
 
     def durable(self, mark: Any) -> None:
-        self._durable = max(self._durable, mark)
+        lsn, time_us = mark
+        self._durable = max(self._durable, lsn)
+        self._durable_us = max(self._durable_us, time_us)
         if self._stream is not None and time.monotonic() - self._confirmed_at >= _CONFIRM_EVERY_S:
             self._stream.wake()
+
+    def _lag_s(self, server_lsn: int) -> float | None:
+        """Age of the newest durable thing by the server's clock, while the server has more; up to a heartbeat when it is idle."""
+        if not self._durable_us:
+            return None
+        return 0.0 if server_lsn <= self._durable else max(0.0, time.time() - self._durable_us / 1e6)
 
     async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
         copier = self._copier
@@ -430,7 +461,10 @@ class PostgresSource:
             reason=self._reason,
             position=format_lsn(self._durable) if self._durable else "",
             lag_bytes=None if state is None else max(0, server_lsn - self._durable),
-            retained_bytes=None if monitor is None else monitor.retained_bytes,
+            lag_s=self._lag_s(server_lsn),
+            retained_bytes=None if monitor is None else monitor.wal.retained_bytes,
+            wal=None if monitor is None else msgspec.to_builtins(monitor.wal),
+            warnings=[] if monitor is None else monitor.warnings(),
             snapshot=None if copier is None else copier.progress(),
             is_failover_safe=self._standby_copy.is_safe,
             asked=[] if copier is None else copier.asked(),

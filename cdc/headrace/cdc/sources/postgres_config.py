@@ -16,7 +16,7 @@ import psycopg
 from msgspec import Meta
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from headrace.cdc.config import Duration, Section
+from headrace.cdc.config import Duration, Section, Size
 from headrace.cdc.errors import ConfigError, SourceError, SourceRefused, SourceUnavailable
 
 _PINNED = {
@@ -37,6 +37,21 @@ _PINNED = {
 }
 _CONNECT_TIMEOUT_S = 10
 _SHORTEST_HEARTBEAT_US = 50_000
+
+
+class WalBudget(Section, frozen=True):
+    """How much WAL the server may keep for this source's slot: it lies on the server's disk."""
+
+    warn: Annotated[Size, Meta(description="Above it the source is shown with a warning.")] = msgspec.field(
+        default_factory=lambda: Size.parse("4GiB")
+    )
+    drop: Annotated[
+        Size | None,
+        Meta(
+            description="Above it the slot is dropped, so that the server's disk is safe, and the tables are copied anew (on_gap:"
+            " snapshot); never by default."
+        ),
+    ] = None
 
 
 class PostgresConfig(Section, frozen=True):
@@ -85,6 +100,19 @@ class PostgresConfig(Section, frozen=True):
         Duration,
         Meta(description="While nothing changes, log time and the confirmed position move on this often."),
     ] = msgspec.field(default_factory=lambda: Duration.parse("1s"))
+    wal_budget: Annotated[
+        WalBudget,
+        Meta(
+            description="How much WAL the server may keep for this source: warn above one size, drop the slot above another."
+        ),
+    ] = msgspec.field(default_factory=WalBudget)
+    on_gap: Annotated[
+        Literal["stop", "snapshot"],
+        Meta(
+            description="When changes can't be had any more (slot lost or dropped, table out of the publication for a while). stop: and say"
+            " what to do; snapshot: empty the tables in the log and copy them anew. Another server or an older backup always stops."
+        ),
+    ] = "stop"
     failover: Annotated[
         bool,
         Meta(
@@ -118,6 +146,13 @@ class PostgresConfig(Section, frozen=True):
     def __post_init__(self) -> None:
         if self.spill_folder is not None and not Path(self.spill_folder).is_dir():
             raise ValueError(f"spill_folder {self.spill_folder} is no folder: create it, or leave the setting out")
+        if self.on_gap == "snapshot" and self.snapshot == "never":
+            raise ValueError("on_gap: snapshot copies the tables anew, and snapshot: never forbids it; set one of them")
+        if self.wal_budget.drop is not None:
+            if self.on_gap != "snapshot":
+                raise ValueError("wal_budget.drop leaves a gap behind; say on_gap: snapshot too, or take it out")
+            if self.wal_budget.drop.bytes < self.wal_budget.warn.bytes:
+                raise ValueError("wal_budget.drop is less than wal_budget.warn; make it more")
         if self.heartbeat.us < _SHORTEST_HEARTBEAT_US:
             raise ValueError("heartbeat must be at least 50ms: each one is a log transaction")
 

@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.cdc.config import EventConfig
 from headrace.cdc.errors import SourceRefused
+from headrace.cdc.event import MESSAGE_SCHEMA
 from headrace.cdc.sources.catalogue import Catalogue, Table
 from headrace.cdc.sources.pgslot import FAILOVER_FROM
 from headrace.cdc.sources.postgres_config import PostgresConfig
@@ -53,6 +54,7 @@ def findings(
         *_tables(catalogue, config, source),
         *_publication(catalogue, publication, source),
         *_events(catalogue, events),
+        *_role(catalogue, config, publication),
     ]
     order: dict[str, int] = {"error": 0, "warning": 1, "info": 2}
     return sorted(found, key=lambda finding: order[finding.severity])
@@ -279,6 +281,7 @@ def _tables(catalogue: Catalogue, config: PostgresConfig, source: str) -> Iterat
                 "error",
                 table.full_name,
                 f"role {catalogue.user} may not read it for the initial copy",
+                f"grant usage on schema {_quoted(table.schema)} to {_quoted(catalogue.user)}; "
                 f"grant select on {_qualified(table)} to {_quoted(catalogue.user)};",
             )
         if config.snapshot == "initial" and table.has_policies and not catalogue.is_superuser and not table.is_owned:
@@ -391,6 +394,8 @@ def _publication(catalogue: Catalogue, name: str, source: str) -> Iterator[Findi
 def _events(catalogue: Catalogue, events: Mapping[str, EventConfig]) -> Iterator[Finding]:
     tables = {table.full_name: table for table in catalogue.tables}
     for name, event in events.items():
+        if name.startswith(f"{MESSAGE_SCHEMA}."):
+            continue
         table = tables.get(name)
         if table is None:
             yield Finding(
@@ -421,6 +426,32 @@ def _events(catalogue: Catalogue, events: Mapping[str, EventConfig]) -> Iterator
                     f'"{column}" is no column of {name}',
                     f"use one of {', '.join(sorted(columns))}",
                 )
+
+
+def _role(catalogue: Catalogue, config: PostgresConfig, publication: str) -> Iterator[Finding]:
+    if not catalogue.is_superuser or not catalogue.tables:
+        return
+    yield Finding(
+        "superuser",
+        "info",
+        f"role {catalogue.user}",
+        "is a superuser; a role of its own with the least rights is enough, once the publication is there",
+        "\n".join(role_sql(catalogue, config, publication)),
+    )
+
+
+def role_sql(catalogue: Catalogue, config: PostgresConfig, publication: str, role: str = "headrace") -> list[str]:
+    """The statements, to be run by a superuser, that make a role which can do what this source does and no more."""
+    name = _quoted(role)
+    schemas = sorted({table.schema for table in catalogue.tables})
+    statements = [f"create role {name} login replication password '...';"]
+    if config.snapshot == "initial":
+        statements += [f"grant usage on schema {_quoted(schema)} to {name};" for schema in schemas]
+        statements.append(f"grant select on {', '.join(_qualified(table) for table in catalogue.tables)} to {name};")
+    if catalogue.publication is None:
+        where = "-- on the primary\n" if catalogue.is_standby else ""
+        statements.append(where + _create(publication, catalogue.tables))
+    return statements
 
 
 def _create(name: str, tables: Sequence[Table]) -> str:
