@@ -193,6 +193,13 @@ class EventConfig(Section, frozen=True):
         Meta(description="Timestamp column that says when it happened; default: the commit time."),
     ] = None
     columns: ColumnsConfig = msgspec.field(default_factory=ColumnsConfig)
+    where: Annotated[
+        str | None,
+        Meta(
+            description="SQL condition: only rows for which it holds are captured. PostgreSQL 15 and later, as the row filter of the publication"
+            " that headrace makes: it may name columns of the replica identity only."
+        ),
+    ] = None
     content: Annotated[
         Literal["text", "json"],
         Meta(

@@ -33,6 +33,7 @@ class Table(msgspec.Struct, frozen=True):
 
     kind, persistence, identity: letters of pg_class.relkind, relpersistence and relreplident. identity_columns: names in the
     order of the index that is the replica identity (primary key, or the chosen one), else of the primary key; empty without.
+    row_filter: SQL condition of the rows that the publication sends, "" for all. unpublished: names of columns that it doesn't.
     """
 
     oid: int
@@ -47,6 +48,8 @@ class Table(msgspec.Struct, frozen=True):
     estimated_rows: int
     columns: tuple[CatalogueColumn, ...]
     identity_columns: tuple[str, ...]
+    row_filter: str = ""
+    unpublished: frozenset[str] = frozenset()
 
     @property
     def full_name(self) -> str:
@@ -223,6 +226,17 @@ select p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.p
   from pg_catalog.pg_publication p where p.pubname = %s
 """
 
+_ROW_FILTERS = """
+select r.prrelid::int8, pg_catalog.pg_get_expr(r.prqual, r.prrelid)
+  from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
+ where p.pubname = %s and r.prqual is not null and r.prrelid = any(%s::oid[])
+"""
+
+_NAMES = """
+select attrelid::int8, attname::text from pg_catalog.pg_attribute
+ where attrelid = any(%s::oid[]) and attnum > 0 and not attisdropped and attgenerated = ''
+"""
+
 _FILTERED = """
 select pg_catalog.format('%%s.%%s', n.nspname, c.relname)
   from pg_catalog.pg_publication_rel r join pg_catalog.pg_publication p on p.oid = r.prpubid
@@ -329,6 +343,12 @@ async def _tables(connection: _Connection, relations: list[tuple[object, ...]], 
             )
         )
     identity = await _identity_columns(connection, oids)
+    filters: dict[int, str] = {}
+    names: dict[int, set[str]] = {}
+    if connection.info.server_version >= 150000:
+        filters = {_int(oid): str(words) for oid, words in await _rows(connection, _ROW_FILTERS, publication, oids)}
+        for oid, name in await _rows(connection, _NAMES, oids):
+            names.setdefault(_int(oid), set()).add(str(name))
     return [
         Table(
             _int(oid),
@@ -343,6 +363,8 @@ async def _tables(connection: _Connection, relations: list[tuple[object, ...]], 
             _int(rows),
             tuple(columns[_int(oid)]),
             identity.get(_int(oid), ()),
+            filters.get(_int(oid), ""),
+            frozenset(names.get(_int(oid), set()) - {column.name for column in columns[_int(oid)]}),
         )
         for oid, schema, name, kind, persistence, replica_identity, is_readable, is_owned, has_policies, rows in relations
     ]

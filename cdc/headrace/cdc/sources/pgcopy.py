@@ -335,12 +335,19 @@ class Copier:
             if isinstance(window, WholeTable):
                 if order:
                     raise TableChanged
-                await window.read(connection, schema, is_partitioned=table.is_partitioned)
+                await window.read(connection, schema, is_partitioned=table.is_partitioned, row_filter=table.row_filter)
                 return None
             if not order:
                 raise TableChanged
             return await read_chunk(
-                connection, schema, copy, after, order=order, is_partitioned=table.is_partitioned, know=know
+                connection,
+                schema,
+                copy,
+                after,
+                order=order,
+                is_partitioned=table.is_partitioned,
+                row_filter=table.row_filter,
+                know=know,
             )
 
         def know(visibility: Visibility) -> None:

@@ -22,7 +22,7 @@ SILENCE_S = 30.0
 
 
 class PostgresServer:
-    """One source's server. tables: what is captured, by OID, as of the last reading of the catalogue."""
+    """One source's server. tables: what is captured, by OID, as of the last reading of the catalogue. events: the configuration's, by table."""
 
     def __init__(self, name: str, config: PostgresConfig, events: Mapping[str, EventConfig]) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class PostgresServer:
         self.slot = config.slot or f"headrace_{name}"
         self.publication = config.publication or f"headrace_{name}"
         self.tables: dict[int, Table] = {}
-        self._events = events
+        self.events = events
         self._admin: WatchedConnection | None = None
 
     def __str__(self) -> str:
@@ -90,7 +90,7 @@ class PostgresServer:
             source=self.name,
             slot=self.slot,
             publication=self.publication,
-            events=self._events,
+            events=self.events,
             is_first=is_first,
         )
 

@@ -162,17 +162,24 @@ async def read_chunk(
     *,
     order: tuple[int, ...],
     is_partitioned: bool,
+    row_filter: str,
     know: Callable[[Visibility], None],
 ) -> Chunk:
     """Read the rows behind key ``part.after``; without a part, those to be read again.
 
-    order: the key's columns in the order of its index. know: is told what the SELECT sees, as soon as that is known. connection:
+    order: the key's columns in the order of its index. row_filter: the publication's, "" for none. know: is told what the SELECT sees, as soon as that is known. connection:
     autocommit, with the same pinned settings as the stream. Raises psycopg's errors; UndefinedTable, UndefinedColumn or
     InvalidSchemaName when the table isn't as ``table`` says any more.
     """
     again = copy.again[:CHUNK_ROWS] if part is None else []
     query = _chunk_query(
-        table, part or KeyRange(), again, order=order, is_partitioned=is_partitioned, where=copy.where, limit=CHUNK_ROWS
+        table,
+        part or KeyRange(),
+        again,
+        order=order,
+        is_partitioned=is_partitioned,
+        conditions=[words for words in (row_filter, copy.where) if words],
+        limit=CHUNK_ROWS,
     )
     lines: list[bytes] = []
     size = 0
@@ -304,6 +311,11 @@ def select_rows(table: TableSchema, *, is_partitioned: bool) -> sql.Composed:
     )
 
 
+def condition(words: str) -> sql.Composed:
+    """A person's or the server's own SQL, in parentheses."""
+    return sql.SQL("({})").format(sql.SQL(cast(LiteralString, words)))
+
+
 def _chunk_query(
     table: TableSchema,
     part: KeyRange,
@@ -311,22 +323,20 @@ def _chunk_query(
     *,
     order: tuple[int, ...],
     is_partitioned: bool,
-    where: str,
+    conditions: Sequence[str],
     limit: int,
 ) -> sql.Composed:
     key = sql.SQL(", ").join(sql.Identifier(table.columns[index].name) for index in order)
-    conditions: list[sql.Composable] = []
-    if where:
-        conditions.append(sql.SQL("({})").format(sql.SQL(cast(LiteralString, where))))  # a person's own SQL
+    wanted: list[sql.Composable] = [condition(words) for words in conditions]
     if again:
-        conditions.append(sql.SQL("({}) in ({})").format(key, sql.SQL(", ").join(_row_literal(keys) for keys in again)))
+        wanted.append(sql.SQL("({}) in ({})").format(key, sql.SQL(", ").join(_row_literal(keys) for keys in again)))
     if part.after:
-        conditions.append(sql.SQL("({}) > {}").format(key, _row_literal(part.after)))
+        wanted.append(sql.SQL("({}) > {}").format(key, _row_literal(part.after)))
     if part.until:
-        conditions.append(sql.SQL("({}) <= {}").format(key, _row_literal(part.until)))
+        wanted.append(sql.SQL("({}) <= {}").format(key, _row_literal(part.until)))
     select = select_rows(table, is_partitioned=is_partitioned)
-    if conditions:
-        select += sql.SQL(" where ") + sql.SQL(" and ").join(conditions)
+    if wanted:
+        select += sql.SQL(" where ") + sql.SQL(" and ").join(wanted)
     return sql.SQL("copy ({} order by {} limit {}) to stdout").format(select, key, sql.Literal(limit))
 
 

@@ -18,6 +18,7 @@ from headrace.cdc.errors import HistoryMismatch, SourceRefused, SourceUnavailabl
 from headrace.cdc.position import format_lsn, parse_lsn
 from headrace.cdc.sources import pgslot, timeline
 from headrace.cdc.sources.catalogue import Catalogue
+from headrace.cdc.sources.pgpublication import table_items
 from headrace.cdc.sources.pgserver import PostgresServer
 from headrace.cdc.sources.pgstate import PostgresState
 from headrace.cdc.sources.pgstream import ReplicationStream
@@ -132,20 +133,17 @@ async def hold_publication(server: PostgresServer, catalogue: Catalogue) -> None
     """Create the publication, or add tables that the configuration has and it hasn't."""
     name = sql.Identifier(server.publication)
     publication = catalogue.publication
-    if publication is None:
-        tables = sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in catalogue.tables)
-        await server.admin.execute(
-            sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)").format(name, tables)
-        )
+    missing = [table for table in catalogue.tables if publication is None or table.oid not in publication.table_oids]
+    if not missing or (publication is not None and publication.is_all_tables):
         return
-    missing = [table for table in catalogue.tables if table.oid not in publication.table_oids]
-    if publication.is_all_tables or not missing:
-        return
-    await server.admin.execute(
-        sql.SQL("alter publication {} add table {}").format(
-            name, sql.SQL(", ").join(sql.Identifier(table.schema, table.name) for table in missing)
-        )
+    items = await table_items(
+        server.admin, missing, server.events, has_lists=server.config.column_lists, source=server.name
     )
+    if publication is None:
+        query = sql.SQL("create publication {} for table {} with (publish_via_partition_root = true)")
+    else:
+        query = sql.SQL("alter publication {} add table {}")
+    await server.admin.execute(query.format(name, items))
 
 
 async def hold_slot(server: PostgresServer, catalogue: Catalogue, say: Callable[[str], None]) -> int:

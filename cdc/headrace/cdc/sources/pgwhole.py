@@ -22,7 +22,7 @@ from headrace.cdc.decode.copytext import copy_rows
 from headrace.cdc.decode.tableversion import shape
 from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import Change, Row, TableSchema
-from headrace.cdc.sources.pgsnapshot import read_rows, select_rows, table_kinds
+from headrace.cdc.sources.pgsnapshot import condition, read_rows, select_rows, table_kinds
 from headrace.cdc.sources.pgvisibility import Visibility
 from headrace.cdc.sources.pgwindow import NOTED_CHANGES
 
@@ -95,9 +95,14 @@ class WholeTable:
             self.note(transaction, changes)
 
     async def read(
-        self, connection: psycopg.AsyncConnection[tuple[object, ...]], table: TableSchema, *, is_partitioned: bool
+        self,
+        connection: psycopg.AsyncConnection[tuple[object, ...]],
+        table: TableSchema,
+        *,
+        is_partitioned: bool,
+        row_filter: str = "",
     ) -> None:
-        """Read the table into the file. Raises psycopg's errors and OSError; as pgsnapshot.read_chunk for a table that changed."""
+        """Read the table into the file. row_filter: the publication's. Raises psycopg's errors and OSError; as pgsnapshot.read_chunk for a table that changed."""
         self.table = table
         write = self._rows.write
 
@@ -107,7 +112,10 @@ class WholeTable:
                 write(line)
             return True
 
-        query = sql.SQL("copy ({}) to stdout").format(select_rows(table, is_partitioned=is_partitioned))
+        select = select_rows(table, is_partitioned=is_partitioned)
+        if row_filter:
+            select += sql.SQL(" where ") + condition(row_filter)
+        query = sql.SQL("copy ({}) to stdout").format(select)
         _, self.time_us, _, self.high_lsn = await read_rows(
             connection, table, query, is_partitioned=is_partitioned, know=self._know, take=take
         )

@@ -89,6 +89,13 @@ class PostgresConfig(Section, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=63)] | None,
         Meta(description="Publication; default headrace_<name>, created when missing."),
     ] = None
+    column_lists: Annotated[
+        bool,
+        Meta(
+            description="From PostgreSQL 15 on, make the publication without the columns that events.TABLE.columns leaves out, so that they"
+            " don't travel. Columns that are added later must then be added to it too, and the table can't get REPLICA IDENTITY FULL."
+        ),
+    ] = False
     messages: Annotated[
         list[Annotated[str, Meta(min_length=1)]],
         Meta(

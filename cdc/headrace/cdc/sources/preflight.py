@@ -14,6 +14,7 @@ from headrace.cdc.config import EventConfig
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import MESSAGE_SCHEMA
 from headrace.cdc.sources.catalogue import Catalogue, Table
+from headrace.cdc.sources.pgpublication import FILTERS_FROM, listed_columns
 from headrace.cdc.sources.pgslot import FAILOVER_FROM
 from headrace.cdc.sources.postgres_config import PostgresConfig
 
@@ -53,6 +54,7 @@ def findings(
         *_slot(catalogue, source, slot),
         *_tables(catalogue, config, source),
         *_publication(catalogue, publication, source),
+        *_filters(catalogue, config, events, publication),
         *_events(catalogue, events),
         *_role(catalogue, config, publication),
     ]
@@ -384,11 +386,47 @@ def _publication(catalogue: Catalogue, name: str, source: str) -> Iterator[Findi
     if publication.filtered:
         yield Finding(
             "publication-filter",
-            "warning",
+            "info",
             where,
-            f"sends only some rows or columns of {', '.join(publication.filtered)}; the initial copy reads all",
-            f"use one without filters, or put snapshot: never under sources.{source}",
+            f"sends only some rows or columns of {', '.join(publication.filtered)}; the copy reads the same",
+            "nothing, if that is meant",
         )
+
+
+def _filters(
+    catalogue: Catalogue, config: PostgresConfig, events: Mapping[str, EventConfig], publication: str
+) -> Iterator[Finding]:
+    published = catalogue.publication.table_oids if catalogue.publication is not None else frozenset[int]()
+    for table in catalogue.tables:
+        event = events.get(table.full_name)
+        if event is None:
+            continue
+        if event.where is not None and catalogue.version < FILTERS_FROM:
+            yield Finding(
+                "row-filter-version",
+                "error",
+                f"events.{table.full_name}.where",
+                "servers before PostgreSQL 15 can't filter rows",
+                "take it out, or upgrade the server",
+            )
+        elif event.where is not None and table.oid in published and not table.row_filter:
+            yield Finding(
+                "row-filter",
+                "error",
+                f"events.{table.full_name}.where",
+                f'publication "{publication}" was made without it, and sends all rows',
+                f"start with a new log and a new publication (another name under publication), or: alter publication {_quoted(publication)}"
+                f" drop table {_qualified(table)}; which headrace then adds with the filter, and a new log",
+            )
+        names = listed_columns(table, event) if config.column_lists else None
+        if names is not None and table.oid in published:
+            yield Finding(
+                "column-list",
+                "info",
+                table.full_name,
+                f'publication "{publication}" was made without a column list: what events leaves out travels, and is dropped here',
+                "nothing, or a new log and a new publication",
+            )
 
 
 def _events(catalogue: Catalogue, events: Mapping[str, EventConfig]) -> Iterator[Finding]:
@@ -406,7 +444,7 @@ def _events(catalogue: Catalogue, events: Mapping[str, EventConfig]) -> Iterator
                 "correct the name, or take it out",
             )
             continue
-        columns = {column.name for column in table.columns}
+        columns = {column.name for column in table.columns} | table.unpublished
         asked = [event.key] if isinstance(event.key, str) else list(event.key or ())
         hidden = event.columns
         named = [
