@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the named benchmarks, or all, each in a process of its own; JSON goes to benchmarks/results/<commit>/.
-# The long ones run short here, so that all take about three minutes; HEADRACE_BENCH=full runs them as long as docs/benchmarks.md does.
+# The long ones run short here, so that all take about five minutes; HEADRACE_BENCH=full runs them as long as docs/benchmarks.md does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 commit=$(git describe --always --dirty 2>/dev/null || echo unknown)
@@ -24,6 +24,9 @@ for name in "${names[@]}"; do
         case $name in
             postgres_drain) short=(--rows 100000 --rounds 2) ;;
             latency) short=(--seconds 10 --starts 3) ;;
+            huge_transaction) short=(--rows 500000 --end commit) ;;
+            postgres_snapshot) short=(--rows 200000 --rounds 1) ;;
+            restart) short=(--log-mib 100 --rounds 2 --idle-s 5) ;;
             log_append | store_write) short=(--seconds 1) ;;
         esac
     fi

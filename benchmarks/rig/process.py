@@ -40,9 +40,16 @@ class Headrace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(60)
+
+    def kill(self, number: int) -> None:
+        """End it by a signal, and wait for that."""
         assert self._process is not None
-        self._process.terminate()
+        self._process.send_signal(number)
         self._process.wait(60)
+        self._process = None
 
     @property
     def pid(self) -> int:

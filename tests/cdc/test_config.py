@@ -171,7 +171,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_paths() -> None:
         "log.retention: 'soon' is no duration; write a number with a unit, such as \"500ms\", \"5s\" or \"7d\"",
         "sources.shop.dsn: environment variable SHOP_DSN is not set",
         "sources.shop.slot: expected `str` matching regex '^[a-z0-9_]{1,63}$'",
-        "sources.shop.what: unknown key; known: dsn, exclude, failover, heartbeat, messages, on_gap, primary_dsn, publication, slot, snapshot, snapshot_workers, spill_folder, standby_dsn, tables, wal_budget",
+        "sources.shop.what: unknown key; known: column_lists, dsn, exclude, failover, heartbeat, messages, on_gap, primary_dsn, publication, slot, snapshot, snapshot_workers, spill_folder, standby_dsn, tables, wal_budget",
         "sources.web.type: 'nothing' is unknown; known: postgres",
     ]  # fmt: skip
 

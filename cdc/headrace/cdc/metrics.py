@@ -108,7 +108,9 @@ class _SourceCollector(Collector):
             "source",
         )
         warned = _gauge(
-            "headrace_source_warnings", "How many things somebody should look at; status names them.", "source"
+            "headrace_source_warned_code",
+            "Whether somebody should look at the source though it goes on: 0 no, 1 yes; status says why.",
+            "source",
         )
         safe = _gauge(
             "headrace_source_failover_safe_code",
@@ -129,7 +131,7 @@ class _SourceCollector(Collector):
                 (retained, status.retained_bytes),
                 (unconfirmed, (status.wal or {}).get("unconfirmed_bytes")),
                 (left, (status.wal or {}).get("safe_bytes")),
-                (warned, len(status.warnings)),
+                (warned, int(bool(status.warnings))),
                 (safe, None if status.is_failover_safe is None else int(status.is_failover_safe)),
             ):
                 if value is not None:

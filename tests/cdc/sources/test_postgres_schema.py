@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -234,7 +235,8 @@ async def test_ddl_while_a_table_is_copied_leaves_no_row_of_the_former_version(
     database.execute("insert into t select n, n from generate_series(1, 50) n")
     r = await reader()
     await r.until(lambda: len(r.changes) >= 7)
-    database.execute(f"alter table t {ddl}")
+    # It waits for a chunk that is being read in this loop.
+    await asyncio.to_thread(database.execute, f"alter table t {ddl}")
     name = "t2" if "t2" in ddl else "t"
     database.execute(f"insert into {name} (id) values (100)")
     database.execute(f"insert into {name} (id) values (-100)")
@@ -255,6 +257,6 @@ async def test_a_table_dropped_while_it_is_copied_does_not_stop_the_copy(
     database.execute("insert into b select generate_series(1, 50)")
     r = await reader()
     await r.until(lambda: len(r.changes) >= 7)
-    database.execute("drop table a")
+    await asyncio.to_thread(database.execute, "drop table a")
     await r.until_streaming()
     assert r.fold.rows("public.b") == server_rows(database.dsn, "b")

@@ -79,6 +79,10 @@ class Table(msgspec.Struct, frozen=True):
             return ()
         return tuple([names.index(name) for name in self.identity_columns])
 
+    def typed_key(self) -> tuple[str, ...]:
+        """``name type`` of the key's columns in the order of the index."""
+        return tuple([f"{self.columns[index].name} {self.columns[index].type_oid}" for index in self.key_order()])
+
 
 class Slot(msgspec.Struct, frozen=True):
     """A row of pg_replication_slots."""

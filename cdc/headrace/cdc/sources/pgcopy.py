@@ -332,6 +332,10 @@ class Copier:
 
         async def read(table: Table) -> Chunk | None:
             schema, order = table.table_schema(), table.key_order()
+            if not copy.key:
+                copy.key = table.typed_key()
+            elif copy.key != table.typed_key():
+                raise TableChanged
             if isinstance(window, WholeTable):
                 if order:
                     raise TableChanged
@@ -524,6 +528,12 @@ class Copier:
         await self._leave(worker)
         worker.rests_until = time.monotonic() + _RETRY_CHUNK_S
         await self._server.catalogue()
+        table = self._server.tables.get(copy.oid)
+        if table is not None and copy.key and table.typed_key() != copy.key:
+            for reader in self._workers:
+                if reader.copy is copy:
+                    await self._leave(reader)
+            copy.begin_again()
         if copy.oid not in self._server.tables and self._state.snapshot is not None:
             for other in self._state.snapshot.tables:
                 if other.oid == copy.oid:

@@ -70,7 +70,8 @@ class TableCopy(msgspec.Struct):
 
     ranges: empty before the first chunk. again: keys to read once more (rule 5), when all have been read once (is_read). rows: how many
     are in the log. estimate: the planner's row count at the start, for the progress shown to people; -1 unknown. number: of the
-    snapshot asked for by a person, 0 for the initial one; where: of its rows, as an SQL condition.
+    snapshot asked for by a person, 0 for the initial one; where: of its rows, as an SQL condition. key: the columns that order the
+    ranges, with their types: under another order of the same keys "behind the last one" means other rows.
     """
 
     oid: int
@@ -84,6 +85,14 @@ class TableCopy(msgspec.Struct):
     ranges: list[KeyRange] = []
     number: int = 0
     where: str = ""
+    key: tuple[str, ...] = ()
+
+    def begin_again(self) -> None:
+        """From the first row; rows that came already come once more."""
+        self.ranges = []
+        self.again = []
+        self.is_read = False
+        self.key = ()
 
     @property
     def is_untouched(self) -> bool:
