@@ -26,6 +26,7 @@ from rig.process import Headrace
 from rig.workload import DETAILS_SQL, INSERT, create
 
 _BATCH_ROWS = 200_000
+_SETTLED_BYTES = 16 << 20
 _FILL = """
 insert into public.orders
 select n, n %% 5000, (n %% 100000)::numeric / 100, 'created', 'left at the door of number ' || n, n %% 7, clock_timestamp(), {details}
@@ -49,6 +50,13 @@ def measure(dsn: str, folder: Path, arguments: argparse.Namespace) -> dict[str, 
                 rows += _BATCH_ROWS
                 wanted = rows
                 headrace.until(lambda wanted=wanted: headrace.rows() >= wanted)
+
+            def is_settled() -> bool:
+                # The server decodes anew from restart_lsn, which it moves only now and then: its work, not a restart's.
+                connection.execute("checkpoint")
+                return int((headrace.source()["wal"] or {}).get("retained_bytes") or 1 << 40) < _SETTLED_BYTES
+
+            headrace.until(is_settled)
         took: list[float] = []
         for number in range(arguments.rounds):
             connection.execute(INSERT, [10**9 + number, 1, 1, "x"])

@@ -1,0 +1,353 @@
+"""Row images of the binlog as values, the same that a SELECT gives in a session with time_zone '+00:00'.
+
+Follows the MySQL 9 source documentation, "Rows_event" and the ``*_to_binary`` functions of mysys. What Python says without loss comes as int,
+float or str; the rest is the server's own text: DECIMAL with all its digits, times as MySQL prints them (zero dates and months included),
+bytes as ``0x...``, JSON as its text. A value that makes no sense in its character set is marked UNDECODABLE, never guessed.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from math import isfinite
+
+from headrace.cdc.decode import tablemap as t
+from headrace.cdc.decode.mysqlcharset import codec_of, text_of
+from headrace.cdc.decode.mysqljson import json_text
+from headrace.cdc.decode.tablemap import MappedColumn, TableMap
+from headrace.cdc.errors import DecodeError
+from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Row, Value
+
+_DIGITS_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
+_FLOAT, _DOUBLE = struct.Struct("<f"), struct.Struct("<d")
+_INTEGER_BYTES = {t.TINY: 1, t.SHORT: 2, t.INT24: 3, t.LONG: 4, t.LONGLONG: 8}
+_LARGEST_VALUE_BYTES = 1 << 30
+
+
+class RowReader:
+    """Reads the row images of one table map."""
+
+    def __init__(self, table: TableMap) -> None:
+        self.table = table
+        self._columns = [_reader(column) for column in table.columns]
+
+    def read(self, data: bytes, pos: int, present: bytes) -> tuple[Row, int]:
+        """The image at pos, and the index behind it. present: bitmap of the columns that it holds; the others are UNCHANGED.
+
+        Raises DecodeError.
+        """
+        columns = self._columns
+        count = len(columns)
+        held = [index for index in range(count) if present[index >> 3] >> (index & 7) & 1]
+        nulls = pos
+        pos += (len(held) + 7) // 8
+        values: list[Value | Absent] = [UNCHANGED] * count
+        try:
+            for place, index in enumerate(held):
+                if data[nulls + (place >> 3)] >> (place & 7) & 1:
+                    values[index] = None
+                else:
+                    values[index], pos = columns[index].read(data, pos)
+        except (IndexError, struct.error, zlib.error, ValueError, OverflowError) as error:
+            raise DecodeError(
+                f"a row of {self.table.schema}.{self.table.table} that makes no sense", kind="rows", index=pos
+            ) from error
+        if pos > len(data):
+            raise DecodeError(f"a row of {self.table.schema}.{self.table.table} ends too early", kind="rows", index=pos)
+        return tuple(values), pos
+
+
+class _Reader:
+    """One column."""
+
+    def __init__(self, column: MappedColumn) -> None:
+        self.column = column
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        raise NotImplementedError
+
+
+class _Integer(_Reader):
+    def __init__(self, column: MappedColumn) -> None:
+        super().__init__(column)
+        self._size = _INTEGER_BYTES[column.type]
+        self._is_signed = not column.is_unsigned
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        end = pos + self._size
+        return int.from_bytes(data[pos:end], "little", signed=self._is_signed), end
+
+
+class _Year(_Reader):
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        return (data[pos] + 1900 if data[pos] else 0), pos + 1
+
+
+class _Float(_Reader):
+    """A FLOAT is the shortest text that is the same 32 bits, a DOUBLE Python's own."""
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        if self.column.type == t.DOUBLE:
+            (number,) = _DOUBLE.unpack_from(data, pos)
+            return _finite(number), pos + 8
+        (number,) = _FLOAT.unpack_from(data, pos)
+        for digits in (6, 7, 8, 9):
+            text = f"{number:.{digits}g}"
+            if isfinite(number) and _FLOAT.pack(float(text)) == data[pos : pos + 4]:
+                return float(text), pos + 4
+        return _finite(number), pos + 4
+
+
+def _finite(number: float) -> Value:
+    if not isfinite(number):  # no server stores one
+        raise ValueError("a float that is no number")
+    return number
+
+
+class _Decimal(_Reader):
+    """Nine digits in four bytes, the highest first; the top bit is the sign, and a negative number's bytes are inverted."""
+
+    def __init__(self, column: MappedColumn) -> None:
+        super().__init__(column)
+        precision, self._scale = column.metadata >> 8, column.metadata & 0xFF
+        whole = precision - self._scale
+        self._whole_words, self._whole_rest = divmod(whole, 9)
+        self._part_words, self._part_rest = divmod(self._scale, 9)
+        self._size = 4 * (self._whole_words + self._part_words)
+        self._size += _DIGITS_BYTES[self._whole_rest] + _DIGITS_BYTES[self._part_rest]
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        raw = bytearray(data[pos : pos + self._size])
+        is_negative = not raw[0] & 0x80
+        raw[0] ^= 0x80
+        if is_negative:
+            raw = bytearray(byte ^ 0xFF for byte in raw)
+        at = _DIGITS_BYTES[self._whole_rest]
+        whole = str(int.from_bytes(raw[:at], "big")) if at else ""
+        for _ in range(self._whole_words):
+            whole += f"{int.from_bytes(raw[at : at + 4], 'big'):09d}"
+            at += 4
+        part = ""
+        for _ in range(self._part_words):
+            part += f"{int.from_bytes(raw[at : at + 4], 'big'):09d}"
+            at += 4
+        if self._part_rest:
+            part += f"{int.from_bytes(raw[at:], 'big'):0{self._part_rest}d}"
+        text = (whole.lstrip("0") or "0") + (f".{part}" if part else "")
+        return ("-" + text if is_negative else text), pos + self._size
+
+
+class _Bit(_Reader):
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        size = (self.column.metadata & 0xFF) + ((self.column.metadata >> 8) + 7) // 8
+        return int.from_bytes(data[pos : pos + size], "big"), pos + size
+
+
+class _Date(_Reader):
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        packed = int.from_bytes(data[pos : pos + 3], "little")
+        return f"{packed >> 9:04d}-{packed >> 5 & 15:02d}-{packed & 31:02d}", pos + 3
+
+
+class _Timestamp(_Reader):
+    """Seconds since 1970 UTC, big-endian, and a fraction of up to six digits; zero is MySQL's zero date."""
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        if self.column.type == t.TIMESTAMP:
+            seconds, digits, end = int.from_bytes(data[pos : pos + 4], "little"), 0, pos + 4
+            micros = 0
+        else:
+            digits = self.column.metadata
+            seconds = int.from_bytes(data[pos : pos + 4], "big")
+            micros, end = _fraction(data, pos + 4, digits)
+        if seconds == 0 and micros == 0:
+            return "0000-00-00 00:00:00" + _digits(0, digits), end
+        days, rest = divmod(seconds, 86400)
+        year, month, day = _civil(days)
+        return (
+            f"{year:04d}-{month:02d}-{day:02d} {rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+            + _digits(micros, digits),
+            end,
+        )
+
+
+class _DateTime(_Reader):
+    """Forty bits big-endian with the top one set: year * 13 + month, day, hour, minute, second."""
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        if self.column.type == t.DATETIME:
+            number = int.from_bytes(data[pos : pos + 8], "little")
+            date, time = divmod(number, 1_000_000)
+            words = f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}"
+            return f"{words} {time // 10000:02d}:{time // 100 % 100:02d}:{time % 100:02d}", pos + 8
+        digits = self.column.metadata
+        packed = int.from_bytes(data[pos : pos + 5], "big") - 0x8000000000
+        micros, end = _fraction(data, pos + 5, digits)
+        months, day = packed >> 22, packed >> 17 & 31
+        return (
+            f"{months // 13:04d}-{months % 13:02d}-{day:02d} {packed >> 12 & 31:02d}:{packed >> 6 & 63:02d}:"
+            f"{packed & 63:02d}" + _digits(micros, digits),
+            end,
+        )
+
+
+class _Time(_Reader):
+    """Hours to 838 with a sign. A negative one is the whole number, fraction included, below the middle."""
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        if self.column.type == t.TIME:
+            number = int.from_bytes(data[pos : pos + 3], "little", signed=True)
+            sign, number = ("-" if number < 0 else ""), abs(number)
+            return f"{sign}{number // 10000:02d}:{number // 100 % 100:02d}:{number % 100:02d}", pos + 3
+        digits = self.column.metadata
+        size = (digits + 1) // 2
+        end = pos + 3 + size
+        packed = int.from_bytes(data[pos:end], "big") - (0x800000 << 8 * size)
+        sign, packed = ("-" if packed < 0 else ""), abs(packed)
+        time, fraction = packed >> 8 * size, packed & (1 << 8 * size) - 1
+        micros = fraction * 100 ** (3 - size) if size else 0
+        return f"{sign}{time >> 12:02d}:{time >> 6 & 63:02d}:{time & 63:02d}" + _digits(micros, digits), end
+
+
+def _fraction(data: bytes, pos: int, digits: int) -> tuple[int, int]:
+    """Microseconds, and the index behind them: two digits a byte, big-endian."""
+    size = (digits + 1) // 2
+    return int.from_bytes(data[pos : pos + size], "big") * 100 ** (3 - size), pos + size
+
+
+def _digits(micros: int, digits: int) -> str:
+    return f".{micros:06d}"[: digits + 1] if digits else ""
+
+
+def _civil(days: int) -> tuple[int, int, int]:
+    """Year, month and day of a day since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms")."""
+    days += 719_468
+    era, of_era = divmod(days, 146_097)
+    year = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
+    of_year = of_era - (365 * year + year // 4 - year // 100)
+    month = (5 * of_year + 2) // 153
+    return (
+        year + era * 400 + (month >= 10),
+        month + 3 if month < 10 else month - 9,
+        of_year - (153 * month + 2) // 5 + 1,
+    )
+
+
+class _Bytes(_Reader):
+    """Everything with a length before it: text in its character set, else bytes."""
+
+    def __init__(self, column: MappedColumn) -> None:
+        super().__init__(column)
+        kind, metadata = column.type, column.metadata
+        if kind in (t.VARCHAR, t.VAR_STRING, t.STRING, t.VARCHAR_COMPRESSED):
+            self._head = 1 if metadata < 256 else 2
+        else:
+            self._head = metadata
+        self._codec = "" if kind in (t.GEOMETRY, t.VECTOR) else codec_of(column.collation)
+        # BINARY(n): the image leaves trailing zeros out.
+        self._pad = metadata if kind == t.STRING and not self._codec else 0
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        start = pos + self._head
+        end = start + int.from_bytes(data[pos:start], "little")
+        if end > len(data):
+            raise IndexError
+        return self._value(data[start:end]), end
+
+    def _value(self, raw: bytes) -> Value | Absent:
+        if self._codec:
+            return text_of(raw, self._codec)
+        return "0x" + raw.ljust(self._pad, b"\x00").hex()
+
+
+class _Compressed(_Bytes):
+    """MariaDB's COMPRESSED columns: a byte with method and size of the raw length, that length big-endian, zlib data; 0 is plain."""
+
+    def _value(self, raw: bytes) -> Value | Absent:
+        if not raw:
+            return super()._value(b"")
+        if raw[0] == 0:
+            return super()._value(raw[1:])
+        if raw[0] & 0xF0 != 0x80 or not raw[0] & 7:
+            raise ValueError("an unknown method of compression")
+        size = raw[0] & 7
+        length = int.from_bytes(raw[1 : 1 + size], "big")
+        if length > _LARGEST_VALUE_BYTES:
+            raise ValueError("a value of more than a gigabyte")
+        # The raw deflate stream is told by a bit of the first byte.
+        unpacker = zlib.decompressobj(-15 if raw[0] & 8 else 15)
+        plain = unpacker.decompress(raw[1 + size :], length)
+        if len(plain) != length:
+            raise ValueError("compressed data of another length than told")
+        return super()._value(plain)
+
+
+class _Json(_Reader):
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        start = pos + self.column.metadata
+        end = start + int.from_bytes(data[pos:start], "little")
+        if end > len(data):
+            raise IndexError
+        return json_text(data[start:end]), end
+
+
+class _Enum(_Reader):
+    """A label; "" for 0, which MySQL stores for a value that was none."""
+
+    def __init__(self, column: MappedColumn) -> None:
+        super().__init__(column)
+        codec = codec_of(column.collation)
+        self._labels: list[Value | Absent] = [
+            text_of(label, codec) if codec else UNDECODABLE for label in column.labels
+        ]
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        end = pos + (self.column.metadata & 0xFF)
+        number = int.from_bytes(data[pos:end], "little")
+        return ("" if number == 0 else self._labels[number - 1]), end
+
+
+class _Set(_Reader):
+    def __init__(self, column: MappedColumn) -> None:
+        super().__init__(column)
+        codec = codec_of(column.collation)
+        self._labels = [text_of(label, codec) if codec else UNDECODABLE for label in column.labels]
+
+    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        end = pos + (self.column.metadata & 0xFF)
+        bits = int.from_bytes(data[pos:end], "little")
+        if bits >> len(self._labels):
+            raise IndexError
+        chosen = [label for place, label in enumerate(self._labels) if bits >> place & 1]
+        texts = [label for label in chosen if isinstance(label, str)]
+        return (",".join(texts) if len(texts) == len(chosen) else UNDECODABLE), end
+
+
+_READERS: dict[int, type[_Reader]] = {
+    **dict.fromkeys(_INTEGER_BYTES, _Integer),
+    t.YEAR: _Year,
+    t.FLOAT: _Float,
+    t.DOUBLE: _Float,
+    t.NEWDECIMAL: _Decimal,
+    t.BIT: _Bit,
+    t.DATE: _Date,
+    t.NEWDATE: _Date,
+    t.TIMESTAMP: _Timestamp,
+    t.TIMESTAMP2: _Timestamp,
+    t.DATETIME: _DateTime,
+    t.DATETIME2: _DateTime,
+    t.TIME: _Time,
+    t.TIME2: _Time,
+    t.JSON: _Json,
+    t.ENUM: _Enum,
+    t.SET: _Set,
+    t.BLOB_COMPRESSED: _Compressed,
+    t.VARCHAR_COMPRESSED: _Compressed,
+}
+
+
+def _reader(column: MappedColumn) -> _Reader:
+    return _READERS.get(column.type, _Bytes)(column)
+
+
+__all__ = ["RowReader"]

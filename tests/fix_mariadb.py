@@ -1,0 +1,134 @@
+"""A throwaway MariaDB: its data folder copied from a template that is made once a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+
+from headrace.cdc.demo.embedded import as_server_user, free_port
+
+_NOBODY = 65534
+_READY_S = 60.0
+_SETTINGS = {
+    "log-bin": "binlog",
+    "binlog-format": "ROW",
+    "binlog-row-image": "FULL",
+    "binlog-row-metadata": "FULL",
+    "server-id": "1",
+    "gtid-domain-id": "0",
+    "innodb-buffer-pool-size": "32M",
+    "innodb-log-file-size": "8M",
+    "innodb-flush-log-at-trx-commit": "0",
+    "skip-name-resolve": "",
+}
+
+
+def mariadbd() -> Path:
+    found = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
+    if not Path(found).exists():
+        pytest.fail("MariaDB is needed by the default suite: apt-get install -y --no-install-recommends mariadb-server")
+    return Path(found)
+
+
+class MariaDBServer:
+    """settings: of the server, by option name. ``connect`` as root without password."""
+
+    def __init__(self, template: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="headrace-maria-"))
+        self.folder.chmod(0o755)
+        self.port = free_port()
+        self.settings = {**_SETTINGS, **(settings or {})}
+        shutil.copytree(template, self.folder / "data")
+        _give(self.folder)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = [f"--{name}={value}" if value else f"--{name}" for name, value in self.settings.items()]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    mariadbd(),
+                    "--no-defaults",
+                    f"--datadir={self.folder / 'data'}",
+                    f"--socket={self.folder / 's'}",
+                    f"--port={self.port}",
+                    "--bind-address=127.0.0.1",
+                    *options,
+                ],
+                stdout=log,
+                stderr=log,
+                **as_server_user(),
+            )
+        end = time.monotonic() + _READY_S
+        while True:
+            try:
+                self.connect().close()
+            except pymysql.err.OperationalError:
+                said = (self.folder / "server.log").read_text(errors="replace")[-2000:]
+                assert self._process.poll() is None, said
+                assert time.monotonic() < end, said
+                time.sleep(0.05)  # a foreign process gets ready: there is no event to wait on
+            else:
+                return
+
+    def connect(self, database: str | None = None, **more: Any) -> pymysql.connections.Connection[Any]:
+        more.setdefault("charset", "utf8mb4")
+        return pymysql.connect(
+            host="127.0.0.1", port=self.port, user="root", database=database, autocommit=True, **more
+        )
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _give(folder: Path) -> None:
+    """The server's user must own it."""
+    if os.geteuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, _NOBODY, _NOBODY)
+
+
+@pytest.fixture(scope="session")
+def mariadb_template() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="headrace-maria-template-"))
+    folder.chmod(0o755)
+    _give(folder)
+    subprocess.run(
+        [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--datadir={folder / 'data'}",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        ],
+        check=True,
+        capture_output=True,
+        **as_server_user(),
+    )
+    yield folder / "data"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mariadb(mariadb_template: Path) -> Iterator[MariaDBServer]:
+    """One server for all tests that leave its settings alone."""
+    made = MariaDBServer(mariadb_template)
+    made.start()
+    yield made
+    made.remove()
