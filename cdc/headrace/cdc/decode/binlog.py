@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from uuid import UUID
 
 import msgspec
@@ -84,7 +85,8 @@ class BinlogTransaction(Transaction):
 class _Mapped:
     """A table map as this reader uses it. table: with its version, once a row of it was met."""
 
-    def __init__(self, table: TableMap) -> None:
+    def __init__(self, table: TableMap, *, is_wanted: bool) -> None:
+        self.is_wanted = is_wanted
         self.reader = RowReader(table)
         self.schema = table.table_schema()
         self.version: TableVersion | None = None
@@ -99,7 +101,8 @@ class BinlogDecoder:
 
     id_prefix: of every change's id. versions: of tables by OID, kept by the caller over restarts, as for Postgres. place: where the reader
     begins. transactions: whole ones, in commit order. in_transaction: the newest events belong to one that isn't whole yet. gtids: the newest
-    transactions that were delivered; for MySQL a set, for MariaDB one of each domain. server_time_us: of the newest event.
+    transactions that were delivered; for MySQL a set, for MariaDB one of each domain. wants: whether a table's rows are decoded at all.
+    server_time_us: of the newest event.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class BinlogDecoder:
         *,
         place: BinlogPlace,
         gtids: MySQLGtidSet | MariaDBGtids,
+        wants: Callable[[str, str], bool] = lambda schema, table: True,
     ) -> None:
         self.versions = versions
         self.place = place
@@ -117,6 +121,7 @@ class BinlogDecoder:
         self.in_transaction = False
         self.server_time_us = 0
         self._id_prefix = id_prefix
+        self._wants = wants
         self._has_checksums: bool | None = None
         self._maps: dict[bytes, _Mapped] = {}
         self._by_id: dict[int, _Mapped] = {}
@@ -263,8 +268,13 @@ class BinlogDecoder:
             case Kind.ROLLBACK_TO:
                 self._roll_back_to(statement.name)
             case Kind.XA_COMMIT | Kind.XA_ROLLBACK:
-                rows = self._prepared.pop(_xa_name(statement.name), [])
-                self._rows = rows if statement.kind is Kind.XA_COMMIT else []
+                rows = self._prepared.pop(_xa_name(statement.name), None)
+                if rows is None and statement.kind is Kind.XA_COMMIT:
+                    raise DecodeError(
+                        f"XA transaction {statement.name} commits, and its rows were read before this process started",
+                        kind="Query",
+                    )
+                self._rows = rows if rows is not None and statement.kind is Kind.XA_COMMIT else []
                 self._ends = True
             case Kind.TRUNCATE:
                 self._truncate(statement.table[0] or schema, statement.table[1])
@@ -295,7 +305,7 @@ class BinlogDecoder:
             ),
             None,
         )
-        mapped = known or _Mapped(TableMap(0, schema, table, (), ()))
+        mapped = known or _Mapped(TableMap(0, schema, table, (), ()), is_wanted=True)
         self._rows.append((mapped, "truncate", None, None))
 
     def _prepare(self, body: bytes) -> None:
@@ -317,7 +327,8 @@ class BinlogDecoder:
         if known is None:
             if len(self._maps) > 10_000:
                 self._maps.clear()
-            known = self._maps[body[8:]] = _Mapped(parse_table_map(body))
+            table = parse_table_map(body, self._wants)
+            known = self._maps[body[8:]] = _Mapped(table, is_wanted=self._wants(table.schema, table.table))
         self._by_id[int.from_bytes(body[:6], "little")] = known
 
     def _take_rows(self, kind: int, body: bytes) -> None:
@@ -328,6 +339,8 @@ class BinlogDecoder:
         mapped = self._by_id.get(table_id)
         if mapped is None:
             raise DecodeError("rows of a table that was not announced", kind=f"event {kind}")
+        if not mapped.is_wanted:
+            return
         pos = 8
         if version == 2:
             pos += _U16.unpack_from(body, pos)[0]

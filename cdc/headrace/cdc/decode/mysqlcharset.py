@@ -92,9 +92,7 @@ _CODECS = {
 }
 
 
-_NAMES = {
-    number: name for name, runs in _RUNS.items() for first, last in runs for number in range(first, last + 1)
-}
+_NAMES = {number: name for name, runs in _RUNS.items() for first, last in runs for number in range(first, last + 1)}
 
 
 def charset_name(collation: int) -> str:

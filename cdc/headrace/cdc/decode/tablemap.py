@@ -7,6 +7,7 @@ With ``binlog_row_metadata=FULL`` it names columns, signedness, character sets, 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from hashlib import blake2b
 
 import msgspec
@@ -86,19 +87,24 @@ def type_name(column: MappedColumn) -> str:
     return _NAMES[kind] + (" unsigned" if column.is_unsigned and kind != YEAR else "")
 
 
-def parse_table_map(body: bytes) -> TableMap:
-    """The body of event 19, without header and checksum. Raises DecodeError, also where the server doesn't send names."""
+def parse_table_map(body: bytes, wants: Callable[[str, str], bool] = lambda schema, table: True) -> TableMap:
+    """The body of event 19, without header and checksum. wants: of another table only the name is told.
+
+    Raises DecodeError, also where the server doesn't send the columns' names.
+    """
     try:
-        return _parse(body)
+        return _parse(body, wants)
     except (IndexError, struct.error, UnicodeDecodeError) as error:
         raise DecodeError("the table map ends too early, or makes no sense", kind="Table_map") from error
 
 
-def _parse(body: bytes) -> TableMap:
+def _parse(body: bytes, wants: Callable[[str, str], bool]) -> TableMap:
     table_id = int.from_bytes(body[:6], "little")
     pos = 8
     schema, pos = _counted(body, pos, body[pos], 1)
     table, pos = _counted(body, pos + 1, body[pos + 1], 1)
+    if not wants(schema, table):
+        return TableMap(table_id, schema, table, (), ())
     count, pos = packed(body, pos + 1)
     types = list(body[pos : pos + count])
     if len(types) != count:

@@ -1,0 +1,289 @@
+"""The MySQL and MariaDB source: the binlog from a stored place on, and what is refused at its start.
+
+The stored state, written in the log's own transaction with the events, decides where to go on: by GTIDs where the server has them, else by file
+and offset. The binlog fences nobody, so a named lock at the server (GET_LOCK) keeps a second reader with this source's name out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import msgspec
+import pymysql
+
+from headrace.cdc.config import EventConfig
+from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace
+from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
+from headrace.cdc.decode.tableversion import TableVersion, changes_of
+from headrace.cdc.errors import HistoryMismatch, RequestRefused, SourceRefused, SourceUnavailable
+from headrace.cdc.event import Change
+from headrace.cdc.sources.base import Asked, ChangeBatch, SourceStatus
+from headrace.cdc.sources.binlogstream import BinlogStream
+from headrace.cdc.sources.ending import end
+from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments, safe_name, server_error
+from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
+from headrace.cdc.sources.preflight import Finding, raise_for
+
+_log = logging.getLogger("headrace.source")
+
+SILENCE_S = 30.0
+_ASK_EVERY_S = 5.0
+
+
+class MySQLState(msgspec.Struct):
+    """What the log keeps of this source. Fields are only ever appended, with a default.
+
+    server: its UUID, or for MariaDB its domain and id: of another one only GTIDs mean anything. gtids: text of everything that is in the log.
+    incarnation: part of every change's id.
+    """
+
+    is_mariadb: bool
+    server: str
+    file: str
+    pos: int
+    gtids: str
+    versions: dict[int, TableVersion]
+    incarnation: int = 0
+
+
+class MySQLSource:
+    """Reads one server. See sources/base.py for the contract."""
+
+    config_type: ClassVar[type[MySQLConfig]] = MySQLConfig
+
+    def __init__(self, name: str, config: MySQLConfig, events: Mapping[str, EventConfig]) -> None:
+        self._name = name
+        self._config = config
+        self._events = events
+        self._arguments = connection_arguments(config, source=name)
+        self._reason = "not started"
+        self._is_running = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._server: MySQLServer | None = None
+        self._stream: BinlogStream | None = None
+        self._decoder: BinlogDecoder | None = None
+        self._state: MySQLState | None = None
+        self._ready: deque[ChangeBatch] = deque()
+        self._durable: tuple[str, int] = ("", 0)
+        self._server_end = BinlogPlace("", 0)
+        self._last_emit = 0.0
+        self._asked_at = 0.0
+        self._asking: asyncio.Task[BinlogPlace] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def start(self, state: bytes | None) -> None:
+        await self.stop()
+        self._reset()
+        self._reason = "connecting"
+        try:
+            await self._start(None if state is None else msgspec.msgpack.decode(state, type=MySQLState))
+        except pymysql.err.MySQLError as error:
+            await self.stop()
+            raise server_error(error, config=self._config, source=self._name) from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self, stored: MySQLState | None) -> None:
+        server = self._server = MySQLServer(self._arguments)
+        await server.open()
+        facts = await server.facts()
+        raise_for(self._findings(facts), source=self._name)
+        if not await server.lock(f"headrace.{self._name}"):
+            raise SourceRefused(
+                f'another reader of source "{self._name}" holds its lock at {safe_name(self._config.dsn)}',
+                source=self._name,
+                advice=f"stop that process (select is_used_lock('headrace.{self._name}') names its connection), or name this source otherwise",
+            )
+        if stored is None:
+            state = MySQLState(facts.is_mariadb, facts.server, facts.end.file, facts.end.pos, facts.gtids, {})
+        else:
+            state = stored
+            self._hold_history(state, facts)
+        self._state = state
+        gtids = gtids_of(state)
+        place = BinlogPlace(state.file, state.pos)
+        self._decoder = BinlogDecoder(
+            f"{self._name}-{state.incarnation}-", state.versions, place=place, gtids=gtids, wants=self._wants
+        )
+        server_id = self._config.server_id or random.randrange(1 << 31, (1 << 32) - 1)
+        stream = self._stream = BinlogStream(self._arguments, server_id=server_id, source=self._name)
+        await stream.start(place, gtids if facts.has_gtids else type(gtids)())
+        self._server_end = facts.end
+        self._ready.append(self._batch([], int(time.time() * 1_000_000)))
+        self._is_running = True
+        self._reason = ""
+        _log.info("source %s: streaming from %s of %s", self._name, gtids or place, safe_name(self._config.dsn))
+
+    def _wants(self, schema: str, table: str) -> bool:
+        name = f"{schema}.{table}"
+        return any(fnmatchcase(name, pattern) for pattern in self._config.tables) and not any(
+            fnmatchcase(name, pattern) for pattern in self._config.exclude
+        )
+
+    def _hold_history(self, state: MySQLState, facts: ServerFacts) -> None:
+        """Raise HistoryMismatch where the stored place isn't one of this server's history (P10)."""
+        source, server = self._name, safe_name(self._config.dsn)
+        if state.is_mariadb != facts.is_mariadb:
+            raise HistoryMismatch(f'source "{source}" points at another kind of server now ({server})', source=source)
+        if (facts.has_gtids or facts.is_mariadb) and state.gtids:
+            has_all = (
+                MariaDBGtids.parse(state.gtids) <= MariaDBGtids.parse(facts.gtids)
+                if facts.is_mariadb
+                else MySQLGtidSet.parse(state.gtids) <= MySQLGtidSet.parse(facts.gtids)
+            )
+            if not has_all:
+                raise HistoryMismatch(
+                    f'{server} is at {facts.gtids or "no transaction"}, and the log of source "{source}" holds {state.gtids}: it was reset, '
+                    "restored from an older backup, or is a replica that is behind",
+                    source=source,
+                    advice="let the replica catch up; else keep the log as it is and start a new one (another log.path)",
+                )
+            missing = facts.purged - MySQLGtidSet.parse(state.gtids) if not facts.is_mariadb else MySQLGtidSet()
+            if missing:
+                raise HistoryMismatch(
+                    f'{server} has purged {missing}, which the log of source "{source}" lacks', source=source
+                )
+        elif state.server != facts.server:
+            raise HistoryMismatch(
+                f'source "{source}" points at another server now ({server}), and file and offset mean nothing there: it has no GTIDs',
+                source=source,
+            )
+        elif (state.file, state.pos) > (facts.end.file, facts.end.pos):
+            raise HistoryMismatch(
+                f'{server} is at {facts.end}, before the place {state.file}:{state.pos} of the log of source "{source}"',
+                source=source,
+            )
+
+    async def stop(self) -> None:
+        async with AsyncExitStack() as stack:
+            if self._server is not None:
+                stack.push_async_callback(self._server.close)
+            if self._stream is not None:
+                stack.push_async_callback(self._stream.close)
+            stack.push_async_callback(end, self._asking)
+        self._stream = self._asking = None
+        self._is_running = False
+        self._reason = "stopped"
+
+    async def check(self) -> list[Finding]:
+        """All that would go wrong with this source; changes nothing. Raises as ``start`` when the server can't be asked."""
+        server = MySQLServer(self._arguments)
+        try:
+            await server.open()
+            return self._findings(await server.facts())
+        except pymysql.err.MySQLError as error:
+            raise server_error(error, config=self._config, source=self._name) from error
+        finally:
+            await server.close()
+
+    def _findings(self, facts: ServerFacts) -> list[Finding]:
+        found = facts.findings()
+        unmatched = [
+            pattern for pattern in self._config.tables if not any(fnmatchcase(name, pattern) for name in facts.tables)
+        ]
+        found += [
+            Finding(
+                "no-such-table",
+                "warning",
+                f"sources.{self._name}.tables",
+                f'"{pattern}" matches no table that the user can see',
+                "correct the name; or grant select on it, which isn't needed for the binlog itself",
+            )
+            for pattern in unmatched
+        ]
+        order = {"error": 0, "warning": 1, "info": 2}
+        return sorted(found, key=lambda finding: order[finding.severity])
+
+    # the stream
+
+    async def read(self) -> ChangeBatch:
+        try:
+            while not self._ready:
+                await self._advance()
+        except pymysql.err.MySQLError as error:
+            raise server_error(error, config=self._config, source=self._name) from error
+        return self._ready.popleft()
+
+    async def _advance(self) -> None:
+        stream, decoder, state = self._stream, self._decoder, self._state
+        if stream is None or decoder is None or state is None:
+            raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
+        now = time.monotonic()
+        await self._ask_end(now)
+        events = await stream.events(max(0.0, self._last_emit + self._config.heartbeat.s - now))
+        for event in events:
+            decoder.feed(event)
+        if not events and time.monotonic() - stream.heard_at > SILENCE_S:
+            raise SourceUnavailable(
+                f'the server of source "{self._name}" has not answered for {SILENCE_S:.0f} s', source=self._name
+            )
+        transactions, decoder.transactions = decoder.transactions, []
+        if transactions:
+            state.file, state.pos = transactions[-1].place.file, transactions[-1].place.pos
+            state.gtids = str(decoder.gtids)
+            changes = changes_of(transactions)
+            if changes:
+                self._ready.append(self._batch(changes, transactions[-1].commit_us))
+                return
+        if time.monotonic() - self._last_emit >= self._config.heartbeat.s:
+            # The servers' heartbeats have no time of their own.
+            self._ready.append(self._batch([], int(time.time() * 1_000_000), is_heartbeat=True))
+
+    async def _ask_end(self, now: float) -> None:
+        """Where the server's binlog ends, now and then: for the lag that people see."""
+        if self._asking is not None and self._asking.done():
+            asking, self._asking = self._asking, None
+            self._server_end = asking.result()
+        if self._asking is None and now - self._asked_at > _ASK_EVERY_S and self._server is not None:
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._server.end())
+            # Looked at, should the source stop before the answer is.
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def _batch(self, changes: list[Change], time_us: int, *, is_heartbeat: bool = False) -> ChangeBatch:
+        state = self._state
+        assert state is not None
+        self._last_emit = time.monotonic()
+        position = state.gtids or f"{state.file}:{state.pos}"
+        return ChangeBatch(
+            changes, msgspec.msgpack.encode(state), (state.file, state.pos), time_us, position, is_heartbeat
+        )
+
+    def durable(self, mark: Any) -> None:
+        self._durable = max(self._durable, mark)
+
+    async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
+        raise RequestRefused(
+            f'source "{self._name}" is a MySQL or MariaDB server, whose existing rows can\'t be copied yet',
+            advice="let the application write them once more, or wait for a release that can",
+        )
+
+    def status(self) -> SourceStatus:
+        state = self._state
+        phase = "streaming" if self._is_running else "stopped" if self._reason == "stopped" else "connecting"
+        file, pos = self._durable
+        lag = max(0, self._server_end.pos - pos) if file == self._server_end.file and file else None
+        return SourceStatus(
+            phase, self._reason, (state.gtids or f"{file}:{pos}") if state is not None and file else "", lag_bytes=lag
+        )
+
+
+def gtids_of(state: MySQLState) -> MySQLGtidSet | MariaDBGtids:
+    return MariaDBGtids.parse(state.gtids) if state.is_mariadb else MySQLGtidSet.parse(state.gtids)
+
+
+__all__ = ["MySQLSource"]

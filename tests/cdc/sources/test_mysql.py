@@ -1,0 +1,327 @@
+"""The MySQL and MariaDB source against a live MariaDB: streaming, restarts, histories, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from fix_mariadb import MariaDBServer
+from headrace.cdc.capture import Capture
+from headrace.cdc.config import Duration
+from headrace.cdc.errors import (
+    ConfigError,
+    DecodeError,
+    HistoryMismatch,
+    RequestRefused,
+    SourceRefused,
+    SourceUnavailable,
+)
+from headrace.cdc.event import Change
+from headrace.cdc.log.sqlite import SQLiteLog
+from headrace.cdc.metrics import CaptureMetrics
+from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.sources.mysql import MySQLSource
+from headrace.cdc.sources.mysql_config import MySQLConfig, safe_name
+from proxy import Proxy
+
+DEADLINE_S = 30.0
+
+
+class Reader:
+    """Drives one source as capture does, without a log."""
+
+    def __init__(self, dsn: str, name: str, **fields: Any) -> None:
+        fields.setdefault("heartbeat", Duration.parse("100ms"))
+        self.config = MySQLConfig(dsn=dsn, tables=[f"{name}.*"], snapshot="never", **fields)
+        self.name = name
+        self.source = MySQLSource(name, self.config, {})
+        self.state: bytes | None = None
+        self.changes: list[Change] = []
+        self.heartbeats = 0
+
+    async def start(self) -> None:
+        await self.source.start(self.state)
+
+    async def restart(self) -> None:
+        await self.source.stop()
+        self.source = MySQLSource(self.name, self.config, {})
+        await self.start()
+
+    async def until(self, done: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not done():
+                batch = await self.source.read()
+                self.state = batch.state
+                self.heartbeats += batch.is_heartbeat
+                self.changes += batch.changes
+                self.source.durable(batch.mark)
+
+    async def until_rows(self, count: int) -> None:
+        await self.until(lambda: sum(change.op != "schema" for change in self.changes) >= count)
+
+
+@pytest.fixture
+def own(mariadb_template: Path) -> Iterator[MariaDBServer]:
+    """A server of one test, which loses nothing when it is killed."""
+    made = MariaDBServer(mariadb_template, {"innodb-flush-log-at-trx-commit": "1", "sync-binlog": "1"})
+    made.start()
+    yield made
+    made.remove()
+
+
+def dsn(server: MariaDBServer, port: int | None = None) -> str:
+    return f"mysql://root@127.0.0.1:{port or server.port}"
+
+
+def run(server: MariaDBServer, *statements: str, database: str | None = None) -> list[Any]:
+    with server.connect(database=database) as connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return list(cursor.fetchall())
+
+
+@pytest.fixture
+def database(mariadb: MariaDBServer, request: pytest.FixtureRequest) -> str:
+    name = f"s{abs(hash(request.node.name)) % 10**9}"
+    run(mariadb, f"drop database if exists {name}", f"create database {name}")
+    run(mariadb, "create table t (id int primary key, v varchar(20))", database=name)
+    return name
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[Callable[..., Awaitable[Reader]]]:
+    made: list[Reader] = []
+
+    async def make(*args: Any, **fields: Any) -> Reader:
+        new = Reader(*args, **fields)
+        made.append(new)
+        await new.start()
+        return new
+
+    yield make
+    for each in made:
+        await each.source.stop()
+
+
+MakeReader = Callable[..., Awaitable[Reader]]
+
+
+async def test_it_streams_and_goes_on_where_it_was(mariadb: MariaDBServer, database: str, reader: MakeReader) -> None:
+    run(mariadb, "insert into t values (0, 'before')", database=database)
+    r = await reader(dsn(mariadb), database)
+    run(mariadb, "insert into t values (1, 'a'), (2, 'b')", "update t set v = 'c' where id = 1", database=database)
+    await r.until_rows(3)
+    await r.restart()
+    run(mariadb, "delete from t where id = 2", database=database)
+    await r.until_rows(4)
+    assert [(change.op, change.after) for change in r.changes] == [
+        ("insert", (1, "a")),
+        ("insert", (2, "b")),
+        ("update", (1, "c")),
+        ("delete", None),
+    ]
+    assert len({change.id for change in r.changes}) == 4
+    assert r.source.status().phase == "streaming"
+    assert r.source.status().position.startswith("0-1-")
+
+
+async def test_an_idle_source_has_heartbeats_and_no_lag(
+    mariadb: MariaDBServer, database: str, reader: MakeReader
+) -> None:
+    r = await reader(dsn(mariadb), database)
+    await r.until(lambda: r.heartbeats > 3)
+    run(mariadb, "create table elsewhere (id int)", "insert into elsewhere values (1)", database="mysql")
+    before = r.source.status().position
+    await r.until(lambda: r.source.status().position != before)
+    assert not r.changes, "other tables move the place only"
+    run(mariadb, "drop table elsewhere", database="mysql")
+
+
+async def test_restarts_at_any_moment_lose_and_double_nothing(
+    mariadb: MariaDBServer, database: str, reader: MakeReader
+) -> None:
+    seed = 11
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    r = await reader(dsn(mariadb), database)
+    wanted = 0
+    for _ in range(12):
+        count = rng.randrange(1, 60)
+        with mariadb.connect(database=database) as connection, connection.cursor() as cursor:
+            for number in range(count):
+                cursor.execute("replace into t values (%s, %s)", (rng.randrange(50), f"v{number}"))
+        wanted += count
+        if rng.random() < 0.5:
+            await r.until_rows(len(r.changes) + rng.randrange(1, count + 1))
+        await r.restart()
+    rows = {row[0]: row for row in run(mariadb, "select id, v from t", database=database)}
+
+    def folded() -> dict[Any, Any]:
+        found: dict[Any, Any] = {}
+        for change in r.changes:
+            if change.before is not None:
+                assert found.pop(change.before[0], None) == change.before
+            if change.after is not None:
+                found[change.after[0]] = change.after
+        return found
+
+    await r.until(lambda: folded() == rows)
+    assert len({change.id for change in r.changes}) == len(r.changes)
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset", "server restart"])
+async def test_capture_heals_by_itself(
+    own: MariaDBServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr("headrace.cdc.capture._FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("headrace.cdc.capture._LONGEST_PAUSE_S", 0.2)
+    run(own, "create database shop", "create table shop.t (id int primary key auto_increment, v text)")
+    proxy = Proxy(own.port)
+    await proxy.start()
+    config = MySQLConfig(
+        dsn=dsn(own, proxy.port), tables=["shop.*"], snapshot="never", heartbeat=Duration.parse("100ms")
+    )
+    log = await SQLiteLog.open(tmp_path / "log.db")
+    capture = Capture(MySQLSource("m", config, {}), Normaliser("m", {}), log, CaptureMetrics(CollectorRegistry()))
+    started = asyncio.Event()
+    task = asyncio.create_task(capture.run(started.set))
+    try:
+        await asyncio.wait_for(started.wait(), DEADLINE_S)
+        for _ in range(4):
+            await asyncio.to_thread(run, own, *["insert into shop.t (v) values ('x')"] * 25)
+            if fault == "server restart":
+                await asyncio.to_thread(own.kill)
+                await asyncio.to_thread(own.start)
+            else:
+                (proxy.cut if fault == "cut" else proxy.reset)()
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                events = [event for event in (await log.read(0, 0)).events if event.row is not None]
+                if len(events) >= 100:
+                    break
+                assert not task.done() or task.result() is None
+                await asyncio.sleep(0.01)  # the capture works in the same loop
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await log.close()
+        await proxy.stop()
+    assert [event.key for event in events] == [str(number) for number in range(1, 101)]
+
+
+async def test_a_second_reader_is_kept_out(mariadb: MariaDBServer, database: str, reader: MakeReader) -> None:
+    await reader(dsn(mariadb), database)
+    with pytest.raises(SourceRefused, match="another reader"):
+        await reader(dsn(mariadb), database)
+
+
+async def test_purged_binlogs_and_a_reset_server_are_a_gap(own: MariaDBServer, reader: MakeReader) -> None:
+    run(own, "create database shop", "create table shop.t (id int primary key)", "insert into shop.t values (1)")
+    r = await reader(dsn(own), "shop")
+    run(own, "insert into shop.t values (2)")
+    await r.until_rows(1)
+    await r.source.stop()
+    run(own, "insert into shop.t values (3)", "flush binary logs", "insert into shop.t values (4)", "flush binary logs")
+    last = run(own, "show master status")[0][0]
+    run(own, f"purge binary logs to '{last}'")
+    again = await reader_of(r)
+    with pytest.raises(HistoryMismatch, match="hasn't got the binlog"):
+        await again.until_rows(2)
+    await again.source.stop()
+    run(own, "reset master")
+    with pytest.raises(HistoryMismatch, match="reset"):
+        await reader_of(r)
+
+
+async def reader_of(r: Reader) -> Reader:
+    again = Reader(r.config.dsn, r.name)
+    again.state = r.state
+    try:
+        await again.start()
+    except BaseException:
+        await again.source.stop()
+        raise
+    return again
+
+
+async def test_another_server_goes_on_by_gtid(own: MariaDBServer, mariadb_template: Path, reader: MakeReader) -> None:
+    replica = MariaDBServer(mariadb_template, {"server-id": "2", "log-slave-updates": ""})
+    replica.start()
+    try:
+        run(
+            replica,
+            f"change master to master_host='127.0.0.1', master_port={own.port}, master_user='root', master_use_gtid=slave_pos",
+            "start slave",
+        )
+        run(own, "create database shop", "create table shop.t (id int primary key)")
+        r = await reader(dsn(own), "shop")
+        run(own, "insert into shop.t values (1)")
+        await r.until_rows(1)
+        await r.source.stop()
+        run(own, "insert into shop.t values (2)")
+        end = run(own, "select @@gtid_binlog_pos")[0][0]
+        assert run(replica, f"select master_gtid_wait('{end}', 20)") == [(0,)]
+        own.kill()
+        run(replica, "stop slave", "reset slave all")
+        moved = await reader(dsn(replica), "shop")
+        await moved.source.stop()
+        moved.state, moved.changes = r.state, r.changes
+        await moved.restart()
+        run(replica, "insert into shop.t values (3)")
+        await moved.until_rows(3)
+        assert [change.after for change in moved.changes] == [(1,), (2,), (3,)]
+    finally:
+        replica.remove()
+
+
+async def test_a_wrong_server_setting_is_named_with_its_statement(own: MariaDBServer, reader: MakeReader) -> None:
+    run(own, "create database shop", "create table shop.t (id int primary key)")
+    run(own, "create table shop.u (t int, foreign key (t) references shop.t (id) on delete cascade)")
+    run(own, "set global binlog_row_metadata = 'MINIMAL', binlog_format = 'MIXED', binlog_row_image = 'MINIMAL'")
+    r = Reader(dsn(own), "shop")
+    found = {finding.code: finding for finding in await r.source.check()}
+    assert {code for code, finding in found.items() if finding.severity == "error"} == {"row-metadata", "binlog-format"}
+    assert found["cascade"].object == "shop.u"
+    assert found["row-image"].severity == "info"
+    with pytest.raises(SourceRefused, match="binlog_row_metadata"):
+        await r.start()
+    for finding in found.values():
+        if finding.severity == "error":
+            run(own, finding.cure.split(";")[0])
+    await reader(dsn(own), "shop")
+
+
+async def test_a_session_that_logs_statements_stops_it(
+    mariadb: MariaDBServer, database: str, reader: MakeReader
+) -> None:
+    r = await reader(dsn(mariadb), database)
+    run(mariadb, "set binlog_format = 'STATEMENT'", "insert into t values (1, 'a')", database=database)
+    with pytest.raises(DecodeError, match="binlog_format"):
+        await r.until_rows(1)
+
+
+async def test_unreachable_and_unknown_are_told_apart(mariadb: MariaDBServer, database: str) -> None:
+    run(mariadb, "create or replace user limited identified by 'secret'")
+    for words, kind, said in (
+        (f"mysql://root:hushhush@127.0.0.1:{mariadb.port}", SourceRefused, "correct user or password"),
+        ("mysql://root:hushhush@127.0.0.1:1", SourceUnavailable, "check that the server"),
+        (f"mysql://limited:secret@127.0.0.1:{mariadb.port}", SourceRefused, "binlog monitor"),
+    ):
+        r = Reader(words, database)
+        with pytest.raises(kind) as refused:
+            await r.start()
+        assert said in refused.value.paragraph()
+        assert "hushhush" not in refused.value.paragraph() + repr(r.config)
+    for words in ("mysql://127.0.0.1", "postgres://u@h", "mysql://u:a@b@h:x", "mysql://u@h/?nonsense=1"):
+        with pytest.raises(ConfigError) as unreadable:
+            Reader(words, database)
+        assert "a@b" not in unreadable.value.paragraph()
+    assert safe_name("mysql://u:p@h") == "u@h:3306"
+    with pytest.raises(RequestRefused):
+        await Reader(dsn(mariadb), database).source.snapshot(["t"], "")
