@@ -38,7 +38,8 @@ class Reader:
 
     def __init__(self, dsn: str, name: str, **fields: Any) -> None:
         fields.setdefault("heartbeat", Duration.parse("100ms"))
-        self.config = MySQLConfig(dsn=dsn, tables=[f"{name}.*"], snapshot="never", **fields)
+        fields.setdefault("snapshot", "never")
+        self.config = MySQLConfig(dsn=dsn, tables=[f"{name}.*"], **fields)
         self.name = name
         self.source = MySQLSource(name, self.config, {})
         self.state: bytes | None = None

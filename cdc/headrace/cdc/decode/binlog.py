@@ -61,6 +61,12 @@ class BinlogPlace(msgspec.Struct, frozen=True):
         return f"{self.file}:{self.pos}"
 
 
+def order_of(place: BinlogPlace) -> tuple[int, int]:
+    """For comparing places of one server: files are numbered, and their names get longer behind 999999."""
+    number = place.file.rpartition(".")[2]
+    return int(number) if number.isdigit() else 0, place.pos
+
+
 class BinlogTransaction(Transaction):
     """place: behind it. gtid: its id, "" without. xid counts as the sequence number of the id."""
 
@@ -100,7 +106,7 @@ class BinlogDecoder:
     """Feed it events in order; take what is in ``transactions``.
 
     id_prefix: of every change's id. versions: of tables by OID, kept by the caller over restarts, as for Postgres. place: where the reader
-    begins. transactions: whole ones, in commit order. in_transaction: the newest events belong to one that isn't whole yet. gtids: the newest
+    begins. passed: everything before it was delivered. transactions: whole ones, in commit order. in_transaction: the newest events belong to one that isn't whole yet. gtids: the newest
     transactions that were delivered; for MySQL a set, for MariaDB one of each domain. wants: whether a table's rows are decoded at all.
     server_time_us: of the newest event.
     """
@@ -116,6 +122,7 @@ class BinlogDecoder:
     ) -> None:
         self.versions = versions
         self.place = place
+        self.passed = place
         self.gtids = gtids
         self.transactions: list[BinlogTransaction] = []
         self.in_transaction = False
@@ -155,7 +162,18 @@ class BinlogDecoder:
         self._event(kind, body, flags)
         if log_pos and not flags & _ARTIFICIAL and kind not in (_ROTATE, _HEARTBEAT, _HEARTBEAT2):
             self._move(log_pos, size)
+        elif kind == _HEARTBEAT and log_pos:
+            self._pulse(body.rstrip(b"\x00").decode("utf-8", "replace"), log_pos)
         self._end_of_event(kind)
+        if not self.in_transaction and order_of(self.place) > order_of(self.passed):
+            self.passed = self.place
+
+    def _pulse(self, file: str, log_pos: int) -> None:
+        """An idle server says how far it has come: what it left out, being of transactions that we have, is behind us too."""
+        near = self.place.pos if file == self.place.file else 0
+        told = BinlogPlace(file, (near >> 32 << 32) | log_pos)
+        if not self.in_transaction and order_of(told) > order_of(self.passed):
+            self.passed = told
 
     def _checked(self, event: bytes, kind: int) -> bytes:
         """The body, without header and checksum."""
@@ -444,4 +462,4 @@ def _xa_name(text: str) -> str:
     return f"{words[0].lower()}.{words[1].lower()}.{parts[2] if len(parts) > 2 else 1}"
 
 
-__all__ = ["BinlogDecoder", "BinlogPlace", "BinlogTransaction"]
+__all__ = ["BinlogDecoder", "BinlogPlace", "BinlogTransaction", "order_of"]

@@ -90,12 +90,17 @@ class _Float(_Reader):
         if self.column.type == t.DOUBLE:
             (number,) = _DOUBLE.unpack_from(data, pos)
             return _finite(number), pos + 8
-        (number,) = _FLOAT.unpack_from(data, pos)
-        for digits in (6, 7, 8, 9):
-            text = f"{number:.{digits}g}"
-            if isfinite(number) and _FLOAT.pack(float(text)) == data[pos : pos + 4]:
-                return float(text), pos + 4
-        return _finite(number), pos + 4
+        return shortest_float(data[pos : pos + 4]), pos + 4
+
+
+def shortest_float(data: bytes) -> Value:
+    """Of a FLOAT's four bytes: the number whose text is the shortest that is the same 32 bits."""
+    (number,) = _FLOAT.unpack(data)
+    for digits in (6, 7, 8, 9):
+        text = f"{number:.{digits}g}"
+        if isfinite(number) and _FLOAT.pack(float(text)) == data:
+            return float(text)
+    return _finite(number)
 
 
 def _finite(number: float) -> Value:
@@ -350,4 +355,4 @@ def _reader(column: MappedColumn) -> _Reader:
     return _READERS.get(column.type, _Bytes)(column)
 
 
-__all__ = ["RowReader"]
+__all__ = ["RowReader", "shortest_float"]

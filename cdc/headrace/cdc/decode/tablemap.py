@@ -64,11 +64,13 @@ class TableMap(msgspec.Struct, frozen=True):
     key: tuple[int, ...]
 
     def table_schema(self) -> TableSchema:
-        """As consumers see it. The OID is made of the name: the servers have none that lasts."""
+        """As consumers see it; without lengths, which the catalogue says in other words. The OID is made of the name: the servers
+        have none that lasts.
+        """
         return TableSchema(
             self.schema,
             self.table,
-            tuple([Column(each.name, each.type, type_name(each), each.metadata) for each in self.columns]),
+            tuple([Column(each.name, each.type, type_name(each)) for each in self.columns]),
             tuple(sorted(self.key)),
             "d",
             int.from_bytes(blake2b(f"{self.schema}.{self.table}".encode(), digest_size=6).digest(), "big"),

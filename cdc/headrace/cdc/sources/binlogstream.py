@@ -145,6 +145,10 @@ class BinlogStream:
                 raise SourceUnavailable("the server closed the binlog connection", source=self._source)
         return events
 
+    def wake(self) -> None:
+        """Make a waiting ``events`` return now, with nothing."""
+        self._news.set()
+
     def _refused(self, number: int, said: str) -> Exception:
         if number == _FATAL and "same server" in said:
             return SourceUnavailable(

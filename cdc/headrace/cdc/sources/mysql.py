@@ -29,7 +29,9 @@ from headrace.cdc.sources.base import Asked, ChangeBatch, SourceStatus
 from headrace.cdc.sources.binlogstream import BinlogStream
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments, safe_name, server_error
+from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
 from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
+from headrace.cdc.sources.mysqltable import read_collations, read_table
 from headrace.cdc.sources.preflight import Finding, raise_for
 
 _log = logging.getLogger("headrace.source")
@@ -52,6 +54,7 @@ class MySQLState(msgspec.Struct):
     gtids: str
     versions: dict[int, TableVersion]
     incarnation: int = 0
+    copies: list[TableCopy] = []
 
 
 class MySQLSource:
@@ -73,11 +76,13 @@ class MySQLSource:
         self._stream: BinlogStream | None = None
         self._decoder: BinlogDecoder | None = None
         self._state: MySQLState | None = None
+        self._copier: MySQLCopier | None = None
         self._ready: deque[ChangeBatch] = deque()
         self._durable: tuple[str, int] = ("", 0)
         self._server_end = BinlogPlace("", 0)
         self._last_emit = 0.0
         self._asked_at = 0.0
+        self._has_copied = False
         self._asking: asyncio.Task[BinlogPlace] | None = None
 
     @property
@@ -101,7 +106,7 @@ class MySQLSource:
         server = self._server = MySQLServer(self._arguments)
         await server.open()
         facts = await server.facts()
-        raise_for(self._findings(facts), source=self._name)
+        raise_for(self._findings(facts, await self._uncopied(server, facts)), source=self._name)
         if not await server.lock(f"headrace.{self._name}"):
             raise SourceRefused(
                 f'another reader of source "{self._name}" holds its lock at {safe_name(self._config.dsn)}',
@@ -123,6 +128,17 @@ class MySQLSource:
         stream = self._stream = BinlogStream(self._arguments, server_id=server_id, source=self._name)
         await stream.start(place, gtids if facts.has_gtids else type(gtids)())
         self._server_end = facts.end
+        known = {(copy.schema, copy.table) for copy in state.copies}
+        if self._config.snapshot == "initial":
+            state.copies += [
+                TableCopy(*split_name(name), estimate=facts.rows.get(name, -1))
+                for name in facts.tables
+                if self._wants(*split_name(name)) and split_name(name) not in known
+            ]
+        self._copier = MySQLCopier(
+            server, state.copies, state.versions, id_prefix=f"{self._name}-{state.incarnation}-", wake=stream.wake
+        )
+        self._copier.go_on()
         self._ready.append(self._batch([], int(time.time() * 1_000_000)))
         self._is_running = True
         self._reason = ""
@@ -174,6 +190,8 @@ class MySQLSource:
                 stack.push_async_callback(self._server.close)
             if self._stream is not None:
                 stack.push_async_callback(self._stream.close)
+            if self._copier is not None:
+                stack.push_async_callback(self._copier.close)
             stack.push_async_callback(end, self._asking)
         self._stream = self._asking = None
         self._is_running = False
@@ -184,14 +202,48 @@ class MySQLSource:
         server = MySQLServer(self._arguments)
         try:
             await server.open()
-            return self._findings(await server.facts())
+            facts = await server.facts()
+            return self._findings(facts, await self._uncopied(server, facts))
         except pymysql.err.MySQLError as error:
             raise server_error(error, config=self._config, source=self._name) from error
         finally:
             await server.close()
 
-    def _findings(self, facts: ServerFacts) -> list[Finding]:
+    async def _uncopied(self, server: MySQLServer, facts: ServerFacts) -> list[str]:
+        """Tables that are to be copied and can't be."""
+        if self._config.snapshot == "never" or not facts.is_mariadb:
+            return []
+        collations = await read_collations(server.query)
+        found: list[str] = []
+        for name in facts.tables:
+            if self._wants(*split_name(name)):
+                table = await read_table(server.query, *split_name(name), collations)
+                if table is None or not table.key:
+                    found.append(name)
+        return found
+
+    def _findings(self, facts: ServerFacts, uncopied: list[str]) -> list[Finding]:
         found = facts.findings()
+        if self._config.snapshot == "initial" and not facts.is_mariadb:
+            found.append(
+                Finding(
+                    "no-copy",
+                    "error",
+                    f"sources.{self._name}.snapshot",
+                    "existing rows can be copied from MariaDB only, which says to which place of the binlog a SELECT belongs",
+                    "snapshot: never, for changes from now on",
+                )
+            )
+        found += [
+            Finding(
+                "no-key",
+                "error",
+                name,
+                "can't be copied in the order of a primary key: it has none, or one of an ENUM, SET, BIT or floating type",
+                f"give it another primary key, put it under sources.{self._name}.exclude, or set snapshot: never",
+            )
+            for name in uncopied
+        ]
         unmatched = [
             pattern for pattern in self._config.tables if not any(fnmatchcase(name, pattern) for name in facts.tables)
         ]
@@ -224,7 +276,8 @@ class MySQLSource:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
         now = time.monotonic()
         await self._ask_end(now)
-        events = await stream.events(max(0.0, self._last_emit + self._config.heartbeat.s - now))
+        wait_s = max(0.0, self._last_emit + self._config.heartbeat.s - now)
+        events = await stream.events(0.0 if self._has_copied else wait_s)
         for event in events:
             decoder.feed(event)
         if not events and time.monotonic() - stream.heard_at > SILENCE_S:
@@ -232,13 +285,24 @@ class MySQLSource:
                 f'the server of source "{self._name}" has not answered for {SILENCE_S:.0f} s', source=self._name
             )
         transactions, decoder.transactions = decoder.transactions, []
+        copier = self._copier
+        assert copier is not None
+        copier.see(transactions)
+        changes: list[Change] = []
+        time_us = 0
         if transactions:
             state.file, state.pos = transactions[-1].place.file, transactions[-1].place.pos
             state.gtids = str(decoder.gtids)
-            changes = changes_of(transactions)
-            if changes:
-                self._ready.append(self._batch(changes, transactions[-1].commit_us))
-                return
+            changes, time_us = changes_of(transactions), transactions[-1].commit_us
+        self._has_copied = False
+        if copier.has_chunk:
+            reads, read_us = await copier.finish(decoder.passed)
+            self._has_copied = bool(reads)
+            changes, time_us = [*changes, *reads], max(time_us, read_us)
+        copier.go_on()
+        if changes:
+            self._ready.append(self._batch(changes, time_us))
+            return
         if time.monotonic() - self._last_emit >= self._config.heartbeat.s:
             # The servers' heartbeats have no time of their own.
             self._ready.append(self._batch([], int(time.time() * 1_000_000), is_heartbeat=True))
@@ -268,18 +332,30 @@ class MySQLSource:
 
     async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
         raise RequestRefused(
-            f'source "{self._name}" is a MySQL or MariaDB server, whose existing rows can\'t be copied yet',
-            advice="let the application write them once more, or wait for a release that can",
+            f'source "{self._name}" is a MySQL or MariaDB server, whose rows can\'t be copied a second time yet',
+            advice="let the application write them once more, or start a new log (another log.path)",
         )
 
     def status(self) -> SourceStatus:
         state = self._state
-        phase = "streaming" if self._is_running else "stopped" if self._reason == "stopped" else "connecting"
+        copying = None if self._copier is None else self._copier.progress()
+        running = "streaming" if copying is None else "snapshot"
+        phase = running if self._is_running else "stopped" if self._reason == "stopped" else "connecting"
         file, pos = self._durable
         lag = max(0, self._server_end.pos - pos) if file == self._server_end.file and file else None
         return SourceStatus(
-            phase, self._reason, (state.gtids or f"{file}:{pos}") if state is not None and file else "", lag_bytes=lag
+            phase,
+            self._reason,
+            (state.gtids or f"{file}:{pos}") if state is not None and file else "",
+            lag_bytes=lag,
+            snapshot=copying,
         )
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Schema and table of ``schema.table``."""
+    schema, _, table = name.partition(".")
+    return schema, table
 
 
 def gtids_of(state: MySQLState) -> MySQLGtidSet | MariaDBGtids:

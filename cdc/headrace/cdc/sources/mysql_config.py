@@ -31,13 +31,16 @@ class MySQLConfig(Section, frozen=True):
         list[Annotated[str, Meta(min_length=1)]],
         Meta(description="Tables to capture, as schema.table; * and ? are wildcards.", min_length=1),
     ]
-    snapshot: Annotated[
-        Literal["never"],
-        Meta(description="never: changes from now on only. Existing rows can't be copied from these servers yet."),
-    ]
     exclude: Annotated[
         list[str], Meta(description="Tables not to capture, though tables names them; the same wildcards.")
     ] = msgspec.field(default_factory=list[str])
+    snapshot: Annotated[
+        Literal["initial", "never"],
+        Meta(
+            description="initial: copy existing rows first, while the stream runs (MariaDB only; each table needs a primary key);"
+            " never: changes from now on only."
+        ),
+    ] = "initial"
     server_id: Annotated[
         Annotated[int, Meta(ge=1, le=0xFFFFFFFF)] | None,
         Meta(description="Id of this reader among the server's replicas; default: a random high one."),

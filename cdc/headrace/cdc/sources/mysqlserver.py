@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import Any
 
 import msgspec
 import pymysql
+from pymysql.converters import conversions
 
 from headrace.cdc.decode.binlog import BinlogPlace
 from headrace.cdc.decode.gtid import MySQLGtidSet
@@ -21,7 +24,8 @@ _SHORTEST_RETENTION_S = 86_400
 
 
 class ServerFacts(msgspec.Struct):
-    """One reading. variables: those that there are. end: where the binlog ends. tables: ``schema.table`` of what the user can see.
+    """One reading. variables: those that there are. end: where the binlog ends. tables: ``schema.table`` of what the user can see;
+    rows: the server's own guess of how many each has.
 
     is_replica: it applies another server's changes. cascades: tables that a foreign key changes below the binlog.
     """
@@ -31,6 +35,7 @@ class ServerFacts(msgspec.Struct):
     tables: list[str]
     is_replica: bool
     cascades: list[str]
+    rows: dict[str, int] = {}
 
     @property
     def is_mariadb(self) -> bool:
@@ -137,6 +142,12 @@ class ServerFacts(msgspec.Struct):
         return found
 
 
+def shut_down(connection: Any) -> None:
+    """Make whoever waits on it in a thread fail now."""
+    with contextlib.suppress(OSError, AttributeError):
+        connection._sock.shutdown(socket.SHUT_RDWR)
+
+
 class MySQLServer:
     """One connection; questions go one at a time. Raises PyMySQL's errors."""
 
@@ -163,6 +174,16 @@ class MySQLServer:
         async with self._lock:
             return await asyncio.to_thread(ask)
 
+    def raw_connection(self) -> Any:
+        """One more connection, blocking, whose rows are the server's own bytes."""
+        # What goes out is quoted, what comes in is left alone.
+        outward = {kind: convert for kind, convert in conversions.items() if not isinstance(kind, int)}
+        arguments: dict[str, Any] = {**self._arguments, "use_unicode": False, "conv": outward, "read_timeout": 3600}
+        connection: Any = pymysql.connect(**arguments)
+        with connection.cursor() as cursor:
+            cursor.execute("set time_zone = '+00:00', wait_timeout = 2147483, sql_mode = ''")
+        return connection
+
     async def lock(self, name: str) -> bool:
         """Hold a named lock for as long as the connection lives; False when somebody else does."""
         return (await self.query("select get_lock(%s, 5)", name[:64])) == [(1,)]
@@ -184,7 +205,8 @@ class MySQLServer:
             )  # our own names
         }
         tables = await self.query(
-            "select table_schema, table_name from information_schema.tables where table_type = 'BASE TABLE'"
+            "select table_schema, table_name, coalesce(table_rows, -1) from information_schema.tables"
+            " where table_type in ('BASE TABLE', 'SYSTEM VERSIONED')"
         )
         cascades = await self.query(
             "select distinct concat(constraint_schema, '.', table_name) from information_schema.referential_constraints"
@@ -193,9 +215,10 @@ class MySQLServer:
         return ServerFacts(
             variables,
             await self.end() if variables.get("log_bin") in ("ON", "1") else BinlogPlace("", 0),
-            [f"{schema}.{table}" for schema, table in tables],
+            [f"{schema}.{table}" for schema, table, _ in tables],
             await self._is_replica(),
             sorted(str(name) for (name,) in cascades),
+            {f"{schema}.{table}": int(rows) for schema, table, rows in tables},
         )
 
     async def _is_replica(self) -> bool:
@@ -213,4 +236,4 @@ class MySQLServer:
             connection._force_close()
 
 
-__all__ = ["MySQLServer", "ServerFacts"]
+__all__ = ["MySQLServer", "ServerFacts", "shut_down"]

@@ -1,0 +1,212 @@
+"""The first copy of MariaDB's tables: with the stream it is the tables' state, every value as the stream has it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import random
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fix_mariadb import MariaDBServer
+
+sys.path.insert(0, str(Path(__file__).parent))
+_spec = importlib.util.spec_from_file_location("mysql_reader", Path(__file__).with_name("test_mysql.py"))
+assert _spec is not None and _spec.loader is not None
+_of_stream = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_of_stream)
+Reader, dsn, run = _of_stream.Reader, _of_stream.dsn, _of_stream.run
+_spec = importlib.util.spec_from_file_location("binlog_types", Path(__file__).parents[1] / "decode" / "test_binlog.py")
+assert _spec is not None and _spec.loader is not None
+_of_types = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_of_types)
+TYPES: dict[str, tuple[list[str], str]] = _of_types.TYPES
+
+MakeReader = Callable[..., Awaitable[Any]]
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[MakeReader]:
+    made: list[Any] = []
+
+    async def make(*args: Any, **fields: Any) -> Any:
+        new = Reader(*args, snapshot="initial", **fields)
+        made.append(new)
+        await new.start()
+        return new
+
+    yield make
+    for each in made:
+        await each.source.stop()
+
+
+@pytest.fixture
+def database(mariadb: MariaDBServer, request: pytest.FixtureRequest) -> str:
+    name = f"c{abs(hash(request.node.name)) % 10**9}"
+    run(mariadb, f"drop database if exists {name}", f"create database {name} character set utf8mb4")
+    return name
+
+
+def folded(changes: list[Any], table: str) -> dict[Any, Any]:
+    """A read lays itself over what is there."""
+    found: dict[Any, Any] = {}
+    for change in changes:
+        if change.table.table != table or change.op == "schema":
+            continue
+        key = change.table.key
+        if change.op == "truncate":
+            found.clear()
+        if change.before is not None:
+            found.pop(tuple(change.before[index] for index in key), None)
+        if change.after is not None:
+            found[tuple(change.after[index] for index in key)] = change.after
+    return found
+
+
+async def until_streaming(r: Any) -> None:
+    await r.until(lambda: r.source.status().phase == "streaming")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+async def test_a_copied_value_is_the_streamed_one(
+    mariadb: MariaDBServer, database: str, reader: MakeReader, kind: str
+) -> None:
+    literals, _ = TYPES[kind]
+    run(mariadb, f"create table t (id int primary key auto_increment, v {kind})", database=database)
+    fill = [f"insert into t (v) values ({literal})" for literal in [*literals, "null"]]
+    run(mariadb, "set time_zone = '+00:00', sql_mode = ''", *fill, database=database)
+    r = await reader(dsn(mariadb), database)
+    await until_streaming(r)
+    run(mariadb, "set time_zone = '+00:00', sql_mode = ''", *fill, database=database)
+    count = len(fill)
+    await r.until(lambda: len(r.changes) >= 2 * count)
+    assert {change.op for change in r.changes} == {"read", "insert"}, "the columns are the same: no schema event"
+    copied = [change.after[1] for change in r.changes if change.op == "read"]
+    streamed = [change.after[1] for change in r.changes if change.op == "insert"]
+    assert repr(copied) == repr(streamed)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "id int",
+        "id bigint unsigned",
+        "id decimal(30,5)",
+        "id varchar(20)",
+        "id varbinary(20)",
+        "grp varchar(5), id int",
+        "id uuid",
+        "id date",
+    ],
+)
+async def test_each_kind_of_key_is_read_in_order(
+    mariadb: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy.CHUNK_ROWS", 7)
+    names = [part.split()[0] for part in key.split(", ")]
+    value = {
+        "id bigint unsigned": "18446744073709551615 - seq",
+        "id decimal(30,5)": "seq / 3",
+        "id uuid": "concat('123e4567-e89b-12d3-a456-4266554400', lpad(hex(seq % 100), 2, '0'))",
+        "id date": "date_add('2000-01-01', interval seq day)",
+        "id varbinary(20)": "unhex(lpad(hex(seq * 7), 6, '0'))",
+        "id varchar(20)": "concat(char(97 + seq % 26 using utf8mb4), 'ä%', seq)",
+    }.get(key, "seq")
+    values = ["char(65 + seq % 3 using utf8mb4)", value] if len(names) == 2 else [value]
+    run(mariadb, f"create table t ({key}, v int, primary key ({', '.join(names)}))", database=database)
+    run(mariadb, f"insert into t select {', '.join(values)}, seq from seq_1_to_99", database=database)
+    r = await reader(dsn(mariadb), database)
+    await until_streaming(r)
+    assert Counter(change.after[-1] for change in r.changes) == Counter(range(1, 100))
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_copy_under_writes_with_restarts_folds_to_the_table(
+    mariadb: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy.CHUNK_ROWS", 1 + seed * 9)
+    image = "MINIMAL" if seed % 2 else "FULL"
+    for table in ("a", "b"):
+        run(mariadb, f"create table {table} (id int primary key, n int, v text)", database=database)
+        run(mariadb, f"insert into {table} select seq, 0, repeat('v', 100) from seq_1_to_120", database=database)
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        own = random.Random(seed)
+        try:
+            with mariadb.connect(database=database) as connection, connection.cursor() as cursor:
+                cursor.execute(f"set session binlog_row_image = '{image}'")
+                while not over.is_set():
+                    table, number, other = own.choice("ab"), own.randrange(150), own.randrange(150)
+                    cursor.execute("begin")
+                    for _ in range(own.randrange(1, 4)):
+                        match own.randrange(4):
+                            case 0:
+                                cursor.execute(f"delete from {table} where id = %s", (number,))
+                            case 1:
+                                cursor.execute(f"update ignore {table} set id = %s where id = %s", (other, number))
+                            case 2:
+                                cursor.execute(f"update {table} set n = n + 1 where id = %s", (number,))
+                            case _:
+                                cursor.execute(f"replace into {table} values (%s, 7, 'new')", (number,))
+                        number = own.randrange(150)
+                    cursor.execute(own.choice(["commit", "commit", "rollback"]))
+        except BaseException as error:  # noqa: BLE001  # told by the test
+            failures.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        r = await reader(dsn(mariadb), database)
+        for _ in range(3):
+            wanted = len(r.changes) + rng.randrange(1, 150)
+            await r.until(lambda wanted=wanted: len(r.changes) >= wanted)
+            await r.restart()
+        await until_streaming(r)
+    finally:
+        over.set()
+        await asyncio.to_thread(writer.join)
+    assert not failures
+    for table in ("a", "b"):
+        wanted_rows = {(row[0],): row for row in run(mariadb, f"select id, n, v from {table}", database=database)}
+
+        def whole(table: str = table) -> dict[Any, Any]:
+            """What a consumer holds: what an update leaves out stays as it was."""
+            found: dict[Any, Any] = {}
+            for change in r.changes:
+                if change.table.table != table or change.op == "schema":
+                    continue
+                old = None if change.before is None else found.pop((change.before[0],), None)
+                if change.after is not None:
+                    base = old or (None, None, None)
+                    row = tuple(b if repr(a) == "UNCHANGED" else a for a, b in zip(change.after, base, strict=True))
+                    found[(row[0],)] = row
+            return found
+
+        await r.until(lambda: whole() == wanted_rows)  # noqa: B023
+    ids = [change.id for change in r.changes]
+    assert len(ids) == len(set(ids))
+
+
+async def test_what_cant_be_copied_is_refused_with_the_cure(
+    mariadb: MariaDBServer, database: str, reader: MakeReader
+) -> None:
+    run(mariadb, "create table bag (v int)", "create table odd (e enum('b', 'a') primary key)", database=database)
+    found = [
+        finding
+        for finding in await Reader(dsn(mariadb), database, snapshot="initial").source.check()
+        if finding.code == "no-key"
+    ]
+    assert sorted(finding.object.partition(".")[2] for finding in found) == ["bag", "odd"]
+    with pytest.raises(Exception, match="bag"):
+        await reader(dsn(mariadb), database)
+    await Reader(dsn(mariadb), database, exclude=["*.bag", "*.odd"], snapshot="initial").source.check()
