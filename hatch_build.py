@@ -19,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HOT_MODULES = [
     "cdc/headrace/cdc/decode/copytext.py",
+    "cdc/headrace/cdc/decode/mysqlvalue.py",
     "cdc/headrace/cdc/decode/pgoutput.py",
     "cdc/headrace/cdc/decode/pgvalue.py",
 ]

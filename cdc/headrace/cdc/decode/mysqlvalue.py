@@ -24,37 +24,146 @@ _INTEGER_BYTES = {t.TINY: 1, t.SHORT: 2, t.INT24: 3, t.LONG: 4, t.LONGLONG: 8}
 _LARGEST_VALUE_BYTES = 1 << 30
 
 
+# How a column is read in the loop itself; _OTHER by its reader.
+_OTHER, _SIGNED, _UNSIGNED, _UTF8, _STAMP, _MOMENT = 0, 1, 2, 3, 4, 5
+_ZERO_MOMENT = 1 << 39
+_MASKS = [(1 << 8 * size) - 1 for size in range(9)]
+"""All bits of an integer of so many bytes."""
+
+
 class RowReader:
     """Reads the row images of one table map."""
 
     def __init__(self, table: TableMap) -> None:
         self.table = table
         self._columns = [_reader(column) for column in table.columns]
+        self._kinds = bytes([_kind(column) for column in table.columns])
+        self._sizes = [_size(column) for column in table.columns]
+        self._pos = 0
 
     def read(self, data: bytes, pos: int, present: bytes) -> tuple[Row, int]:
         """The image at pos, and the index behind it. present: bitmap of the columns that it holds; the others are UNCHANGED.
 
         Raises DecodeError.
         """
-        columns = self._columns
-        count = len(columns)
-        held = [index for index in range(count) if present[index >> 3] >> (index & 7) & 1]
-        nulls = pos
-        pos += (len(held) + 7) // 8
-        values: list[Value | Absent] = [UNCHANGED] * count
         try:
-            for place, index in enumerate(held):
-                if data[nulls + (place >> 3)] >> (place & 7) & 1:
-                    values[index] = None
-                else:
-                    values[index], pos = columns[index].read(data, pos)
+            row = self._row(data, pos, present)
         except (IndexError, struct.error, zlib.error, ValueError, OverflowError) as error:
             raise DecodeError(
                 f"a row of {self.table.schema}.{self.table.table} that makes no sense", kind="rows", index=pos
             ) from error
-        if pos > len(data):
-            raise DecodeError(f"a row of {self.table.schema}.{self.table.table} ends too early", kind="rows", index=pos)
-        return tuple(values), pos
+        return row, self._pos
+
+    def _row(self, data: bytes, pos: int, present: bytes) -> Row:
+        count = len(self._kinds)
+        end = len(data)
+        kinds, sizes, columns = self._kinds, self._sizes, self._columns
+        values: list[Value | Absent] = []
+        held = 0
+        for index in range(count):
+            held += (present[index >> 3] >> (index & 7)) & 1
+        nulls = pos
+        pos += (held + 7) >> 3
+        if pos > end:
+            raise IndexError
+        place = 0
+        for index in range(count):
+            if (present[index >> 3] >> (index & 7)) & 1 == 0:
+                values.append(UNCHANGED)
+                continue
+            is_null = (data[nulls + (place >> 3)] >> (place & 7)) & 1
+            place += 1
+            if is_null:
+                values.append(None)
+                continue
+            kind, size = kinds[index], sizes[index]
+            if kind == _OTHER:
+                value, pos = columns[index].read(data, pos)
+                values.append(value)
+                continue
+            if pos + size > end:
+                raise IndexError
+            if kind == _UTF8:
+                length = 0
+                for step in range(size - 1, -1, -1):
+                    length = (length << 8) | data[pos + step]
+                pos += size
+                if pos + length > end:
+                    raise IndexError
+                try:
+                    values.append(data[pos : pos + length].decode("utf-8"))
+                except UnicodeDecodeError:
+                    values.append(UNDECODABLE)
+                pos += length
+            elif kind < _UTF8:
+                number = 0
+                for step in range(size - 1, -1, -1):
+                    number = (number << 8) | data[pos + step]
+                mask = _MASKS[size]
+                if kind == _SIGNED and number > mask >> 1:
+                    # Below zero; in steps that 64 bits hold.
+                    below = mask - number
+                    values.append(-1 - below)
+                else:
+                    values.append(number)
+                pos += size
+            else:
+                values.append(_stamp(data, pos) if kind == _STAMP else _moment(data, pos))
+                micros, pos = _fraction(data, pos + size, columns[index].column.metadata)
+                values[-1] = str(values[-1]) + _digits(micros, columns[index].column.metadata)
+        if pos > end:
+            raise IndexError
+        self._pos = pos
+        return tuple(values)
+
+
+def _stamp(data: bytes, pos: int) -> str:
+    """A TIMESTAMP's seconds since 1970 UTC, big-endian; zero is MySQL's zero date."""
+    seconds = 0
+    for step in range(4):
+        seconds = (seconds << 8) | data[pos + step]
+    if seconds == 0:
+        return "0000-00-00 00:00:00"
+    days, rest = divmod(seconds, 86400)
+    year, month, day = _civil(days)
+    return f"{year:04d}-{month:02d}-{day:02d} {rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+
+
+def _moment(data: bytes, pos: int) -> str:
+    """A DATETIME's forty bits, big-endian with the top one set: year * 13 + month, day, hour, minute, second."""
+    packed = 0
+    for step in range(5):
+        packed = (packed << 8) | data[pos + step]
+    if packed < _ZERO_MOMENT:
+        raise ValueError("a DATETIME below zero")
+    packed -= _ZERO_MOMENT
+    months, day = packed >> 22, (packed >> 17) & 31
+    return (
+        f"{months // 13:04d}-{months % 13:02d}-{day:02d} "
+        f"{(packed >> 12) & 31:02d}:{(packed >> 6) & 63:02d}:{packed & 63:02d}"
+    )
+
+
+def _kind(column: MappedColumn) -> int:
+    if column.type in _INTEGER_BYTES:
+        return _UNSIGNED if column.is_unsigned else _SIGNED
+    if column.type == t.TIMESTAMP2:
+        return _STAMP
+    if column.type == t.DATETIME2:
+        return _MOMENT
+    is_text = column.type in (t.VARCHAR, t.VAR_STRING, t.STRING, t.BLOB, t.TINY_BLOB, t.MEDIUM_BLOB, t.LONG_BLOB)
+    return _UTF8 if is_text and codec_of(column.collation) == "utf-8" else _OTHER
+
+
+def _size(column: MappedColumn) -> int:
+    """Bytes of the value, or of the length before it."""
+    if column.type in _INTEGER_BYTES:
+        return _INTEGER_BYTES[column.type]
+    if column.type in (t.TIMESTAMP2, t.DATETIME2):
+        return 4 if column.type == t.TIMESTAMP2 else 5
+    if column.type in (t.VARCHAR, t.VAR_STRING, t.STRING):
+        return 1 if column.metadata < 256 else 2
+    return column.metadata & 0xFF
 
 
 class _Reader:
@@ -65,17 +174,6 @@ class _Reader:
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
         raise NotImplementedError
-
-
-class _Integer(_Reader):
-    def __init__(self, column: MappedColumn) -> None:
-        super().__init__(column)
-        self._size = _INTEGER_BYTES[column.type]
-        self._is_signed = not column.is_unsigned
-
-    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
-        end = pos + self._size
-        return int.from_bytes(data[pos:end], "little", signed=self._is_signed), end
 
 
 class _Year(_Reader):
@@ -154,46 +252,20 @@ class _Date(_Reader):
         return f"{packed >> 9:04d}-{packed >> 5 & 15:02d}-{packed & 31:02d}", pos + 3
 
 
-class _Timestamp(_Reader):
-    """Seconds since 1970 UTC, big-endian, and a fraction of up to six digits; zero is MySQL's zero date."""
+class _OldTimestamp(_Reader):
+    """Of a table made before MySQL 5.6, or MariaDB 10.1: whole seconds, little-endian."""
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
-        if self.column.type == t.TIMESTAMP:
-            seconds, digits, end = int.from_bytes(data[pos : pos + 4], "little"), 0, pos + 4
-            micros = 0
-        else:
-            digits = self.column.metadata
-            seconds = int.from_bytes(data[pos : pos + 4], "big")
-            micros, end = _fraction(data, pos + 4, digits)
-        if seconds == 0 and micros == 0:
-            return "0000-00-00 00:00:00" + _digits(0, digits), end
-        days, rest = divmod(seconds, 86400)
-        year, month, day = _civil(days)
-        return (
-            f"{year:04d}-{month:02d}-{day:02d} {rest // 3600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-            + _digits(micros, digits),
-            end,
-        )
+        return _stamp(data[pos : pos + 4][::-1], 0), pos + 4
 
 
-class _DateTime(_Reader):
-    """Forty bits big-endian with the top one set: year * 13 + month, day, hour, minute, second."""
+class _OldDateTime(_Reader):
+    """As decimal digits."""
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
-        if self.column.type == t.DATETIME:
-            number = int.from_bytes(data[pos : pos + 8], "little")
-            date, time = divmod(number, 1_000_000)
-            words = f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}"
-            return f"{words} {time // 10000:02d}:{time // 100 % 100:02d}:{time % 100:02d}", pos + 8
-        digits = self.column.metadata
-        packed = int.from_bytes(data[pos : pos + 5], "big") - 0x8000000000
-        micros, end = _fraction(data, pos + 5, digits)
-        months, day = packed >> 22, packed >> 17 & 31
-        return (
-            f"{months // 13:04d}-{months % 13:02d}-{day:02d} {packed >> 12 & 31:02d}:{packed >> 6 & 63:02d}:"
-            f"{packed & 63:02d}" + _digits(micros, digits),
-            end,
-        )
+        date, time = divmod(int.from_bytes(data[pos : pos + 8], "little"), 1_000_000)
+        words = f"{date // 10000:04d}-{date // 100 % 100:02d}-{date % 100:02d}"
+        return f"{words} {time // 10000:02d}:{time // 100 % 100:02d}:{time % 100:02d}", pos + 8
 
 
 class _Time(_Reader):
@@ -329,7 +401,6 @@ class _Set(_Reader):
 
 
 _READERS: dict[int, type[_Reader]] = {
-    **dict.fromkeys(_INTEGER_BYTES, _Integer),
     t.YEAR: _Year,
     t.FLOAT: _Float,
     t.DOUBLE: _Float,
@@ -337,10 +408,8 @@ _READERS: dict[int, type[_Reader]] = {
     t.BIT: _Bit,
     t.DATE: _Date,
     t.NEWDATE: _Date,
-    t.TIMESTAMP: _Timestamp,
-    t.TIMESTAMP2: _Timestamp,
-    t.DATETIME: _DateTime,
-    t.DATETIME2: _DateTime,
+    t.TIMESTAMP: _OldTimestamp,
+    t.DATETIME: _OldDateTime,
     t.TIME: _Time,
     t.TIME2: _Time,
     t.JSON: _Json,
