@@ -36,9 +36,7 @@ def _configure(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
-    document = _ask(config)
-    if document is None:
-        document = asyncio.run(_read_log(config))
+    document = status_document(config)
     if arguments.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
     else:
@@ -46,6 +44,12 @@ def _run(arguments: Namespace) -> int:
 
         show(document, now=time.time())
     return 0
+
+
+def status_document(config: Config) -> dict[str, Any]:
+    """What the running process says of itself, else what the log holds. Raises ServerError, LogError."""
+    document = _ask(config)
+    return asyncio.run(_read_log(config)) if document is None else document
 
 
 def _ask(config: Config) -> dict[str, Any] | None:
@@ -122,5 +126,7 @@ async def _read_log(config: Config) -> dict[str, Any]:
     finally:
         await reader.close()
 
+
+__all__ = ["COMMAND", "status_document"]
 
 COMMAND = Command("show what the running process does, or what the log holds", _configure, _run)
