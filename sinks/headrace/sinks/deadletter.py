@@ -110,7 +110,7 @@ class MemorySinkStore:
 
     async def pause(self, sink: str, at_us: int) -> None:
         """See Switches."""
-        self._paused[sink] = at_us
+        self._paused.setdefault(sink, at_us)
 
     async def resume(self, sink: str) -> None:
         """See Switches."""

@@ -204,7 +204,9 @@ class HttpConfig(SinkSection, frozen=True, kw_only=True):
         str | None,
         Meta(description="File that describes the destination, as `destination` does here.", examples=["crm.yaml"]),
     ] = None
-    destination: Annotated[Destination | None, Meta(description="The destination itself.")] = None
+    destination: Annotated[
+        Destination | None, Meta(description="The destination itself, where a file of its own isn't worth it.")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

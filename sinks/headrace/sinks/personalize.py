@@ -161,7 +161,7 @@ class PersonalizeConfig(SinkSection, frozen=True, kw_only=True):
     access_key: Annotated[str, Meta(description="AWS access key; default: environment, profile, role.")] = ""
     secret_key: Annotated[str, Meta(description="AWS secret key; give it by ${VARIABLE}.")] = ""
     session_token: Annotated[str, Meta(description="Session token of temporary credentials.")] = ""
-    profile: Annotated[str, Meta(description="Profile of ~/.aws/credentials.")] = ""
+    profile: Annotated[str, Meta(description="Name of a profile in ~/.aws/credentials.")] = ""
     endpoint: Annotated[
         str,
         Meta(
