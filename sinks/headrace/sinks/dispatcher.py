@@ -279,8 +279,8 @@ class Dispatcher:
             for start in range(0, len(events), _SLICE):
                 await self._until_scan(lanes)
                 self._hold_slice(lanes, first + start, events[start : start + _SLICE])
-            # A log that always has more must not keep the pump from its turn.
-            await asyncio.sleep(0)
+                # A log that always has more must not keep answers, which free the hottest keys, from their turn.
+                await asyncio.sleep(0)
 
     def _hold_slice(self, lanes: Lanes, first: int, events: Sequence[CustomerEvent]) -> None:
         """May overshoot the window by less than a slice."""
