@@ -25,6 +25,7 @@ for name in "${names[@]}"; do
             postgres_drain) short=(--rows 100000 --rounds 2) ;;
             latency) short=(--seconds 10 --starts 3) ;;
             log_append | store_write) short=(--seconds 1) ;;
+            delivery) short=(--events 50000) ;;
         esac
     fi
     .venv/bin/python "benchmarks/$name.py" --json ${short[@]+"${short[@]}"} | tee "$results/$name.json"

@@ -14,8 +14,8 @@ import pytest
 from delivery_world import World
 from virtual_time import run_virtually
 
-SLICE = range(160)
-CAMPAIGN = range(160, 5_000)
+SLICE = range(120)
+CAMPAIGN = range(120, 5_000)
 
 
 def _run(seed: int) -> None:

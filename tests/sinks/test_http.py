@@ -131,7 +131,7 @@ async def test_without_actions_an_event_goes_whole_and_no_heartbeat_does() -> No
         assert item is not None
         await sink.send(item.call, [item])
         assert sink.prepare(event(kind="heartbeat"), 0, "k") is None
-    assert stub.bodies[0][0] | {"offset": 9, "id": "shop-3", "table": "orders"} == stub.bodies[0][0]
+    assert stub.bodies[0][0] | {"id": "shop-3", "table": "orders"} == stub.bodies[0][0]
 
 
 async def test_a_cut_a_closed_port_and_a_redirect_say_so_without_a_secret() -> None:
@@ -188,7 +188,7 @@ async def test_a_connection_that_breaks_off_is_an_outage() -> None:
     ids=str,
 )
 def test_a_template(text: Any, value: Any) -> None:
-    assert Template(text).value(Subject(event(), 0)) == value
+    assert Template(text).value(Subject(event())) == value
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,9 @@ def test_a_wrong_template_is_told_with_the_file(text: str, words: str) -> None:
 def test_what_is_needed_and_missing_makes_the_event_unfit() -> None:
     for template in ("{context.email!}", {"x": "a {context.email!}"}, "{name:number}"):
         with pytest.raises(Unfit):
-            Template(template).value(Subject(event(), 0))
+            Template(template).value(Subject(event()))
     with pytest.raises(Unfit, match="control characters"):
-        Text("{key}").value(Subject(event(key="a\nb"), 0))
+        Text("{key}").value(Subject(event(key="a\nb")))
 
 
 def test_a_definitions_problems_come_with_path_and_words(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ class SinkSection(Section, frozen=True, kw_only=True):
     ] = "park"
     rate: Annotated[
         Annotated[float, Meta(gt=0)] | None,
-        Meta(description="Requests a second at most, over the destination's own limit."),
+        Meta(description="Requests a second at most, of each call, in place of the limit known of the destination."),
     ] = None
     window: Annotated[int, Meta(ge=16, le=200_000, description="Events that are held in memory at once.")] = 20_000
     window_bytes: Annotated[Size, Meta(description="Bytes of events that are held at once.")] = msgspec.field(

@@ -165,9 +165,9 @@ class Dispatcher:
         return Health(part, is_ready=True)
 
     def status(self) -> dict[str, Any]:
-        """offset; delivered_events, dead_events, held_events, in_flight_events, requests; breaker; oldest_unacked_s; p50_ms, p99_ms."""
+        """offset; delivered_events, dead_events, held_events, in_flight_events, requests; breaker; oldest_unacked_s; where known paused, p50_ms, p99_ms."""
         numbers = self.numbers
-        return {
+        found = {
             "offset": self.offsets,
             "delivered_events": numbers.delivered,
             "dead_events": numbers.dead,
@@ -180,6 +180,7 @@ class Dispatcher:
             "p50_ms": numbers.quantile_ms(0.50),
             "p99_ms": numbers.quantile_ms(0.99),
         }
+        return {name: value for name, value in found.items() if value is not None}
 
     def pause(self, reason: str) -> None:
         """Begin no further request; those under way end. Idempotent."""
@@ -444,7 +445,7 @@ class Dispatcher:
         finally:
             self._requests -= 1
             self._in_flight -= len(flight.items)
-        self._learn(lanes, call, carried, len(flight.items))
+        self._learn(call, carried, len(flight.items))
         await self._settle(lanes, flight, carried.verdicts)
 
     async def _ask(self, call: str, items: Sequence[Item]) -> Answer:
@@ -456,21 +457,20 @@ class Dispatcher:
         except TimeoutError:
             return outage(f"no answer within {limit_s:g} s; whether the request was applied isn't known")
 
-    def _learn(self, lanes: Lanes, call: CallSpec, carried: Carried, events: int) -> None:
+    def _learn(self, call: CallSpec, carried: Carried, events: int) -> None:
         """What the answer says about the destination."""
         now_s = self._clock()
         fault = carried.fault
         if carried.was_too_large:
             self._limits[call.name] = max(1, min(events, self._limits.get(call.name, events)) // 2)
-        if fault is None:
+        if fault is not None:
+            self.numbers.faults += 1
+        if fault is None or fault.kind is FaultKind.THROTTLED:
+            if fault is not None:
+                self._rates[call.name].throttled(now_s, fault.after_s)
             if self.breaker.answered():
-                for each in self._lanes:
-                    each.wake(now_s)
-            return
-        self.numbers.faults += 1
-        if fault.kind is FaultKind.THROTTLED:
-            self._rates[call.name].throttled(now_s, fault.after_s)
-            self.breaker.answered()
+                for lanes in self._lanes:
+                    lanes.wake(now_s)
         elif fault.kind is FaultKind.DENIED:
             self.breaker.denied(now_s, fault.reason)
         else:

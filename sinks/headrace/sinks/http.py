@@ -124,7 +124,7 @@ class HttpSink:
         action = next((each for each in self._actions if each.wants(event)), None)
         if action is None:
             return None
-        subject = Subject(event, offset)
+        subject = Subject(event)
         body = action.body.json(subject)
         headers = {name: text.value(subject) for name, text in action.headers.items()}
         request = _Request(body, action.url.value(subject), headers)

@@ -39,6 +39,7 @@ DEAD: Final = CallSpec("", max_events=1_000, max_bytes=1 << 40, is_run=True)
 MAX_SPAN: Final = 400_000
 """Offsets between cursor and scan: one bit each must fit into the cursor's state blob of 64 KiB."""
 
+_OBJECT_BYTES: Final = 800
 _FIRST_BACKOFF_S: Final = 0.1
 _LONGEST_BACKOFF_S: Final = 30.0
 
@@ -146,7 +147,7 @@ class Lanes:
         if stopped is not None and item.call:
             stop(item, stopped)
         self.held += 1
-        self.held_bytes += item.size
+        self.held_bytes += _weight(item)
         lane = self._lanes.get(item.key)
         if lane is not None:
             lane.items.append(item)
@@ -278,7 +279,7 @@ class Lanes:
             for _ in range(ruling.news[place]):
                 item = lane.items.popleft()
                 self.held -= 1
-                self.held_bytes -= item.size
+                self.held_bytes -= _weight(item)
                 self.ledger.done(item.offset)
                 lane.outages = 0
             lane.taken = 0
@@ -344,6 +345,11 @@ class Lanes:
             for item in lane.items:
                 if item.call:
                     stop(item, stopped)
+
+
+def _weight(item: Item) -> int:
+    """About what the item takes in memory: what it adds to a request, the event it is made of, and their objects."""
+    return item.size + len(item.event.properties) + _OBJECT_BYTES
 
 
 def stop(item: Item, stopped: int = -1) -> Item:

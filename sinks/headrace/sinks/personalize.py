@@ -250,7 +250,7 @@ class PersonalizeSink:
         mapping = next((each for each in self._maps if each.wants(event)), None)
         if mapping is None:
             return None
-        subject = Subject(event, offset)
+        subject = Subject(event)
         values = {name: template.value(subject) for name, template in mapping.templates.items()}
         call, group, head = mapping.call, "", b""
         if call == "events":

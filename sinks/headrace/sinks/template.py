@@ -3,7 +3,7 @@
 A text that is one reference alone becomes the value itself, whatever its JSON type; in a longer text values are spelled out. Fields:
 ``id key name kind source user_id anonymous_id position schema table op``; ``properties``, ``context``, ``before`` and ``row_key`` whole or
 with a path (``properties.total``, ``context.traits.email``); times as ``occurred committed received`` (RFC 3339) or with ``_us _ms _s``;
-``event`` is everything, as ``headrace tail --json`` prints it.
+``event`` is everything, as ``headrace tail --json`` prints it but for its place in our log.
 
 ``{properties.total:number}`` and ``:text`` make a value that type: exact numbers of a database come as text.
 
@@ -42,11 +42,10 @@ MISSING: Final = _Missing()
 class Subject:
     """One event as templates see it; JSON parts are decoded once, when first asked for."""
 
-    __slots__ = ("_parts", "event", "offset")
+    __slots__ = ("_parts", "event")
 
-    def __init__(self, event: CustomerEvent, offset: int) -> None:
+    def __init__(self, event: CustomerEvent) -> None:
         self.event = event
-        self.offset = offset
         self._parts: dict[str, Any] = {}
 
     def part(self, name: str) -> Any:
@@ -56,6 +55,12 @@ class Subject:
         return self._parts[name]
 
     def _decoded(self, name: str) -> Any:
+        try:
+            return self._read(name)
+        except msgspec.DecodeError:
+            raise Unfit(f"its {name} are no JSON") from None
+
+    def _read(self, name: str) -> Any:
         event = self.event
         if name == "properties":
             return _decode(event.properties)
@@ -82,9 +87,16 @@ _PLAIN: Final[dict[str, Reader]] = {
     "schema": lambda subject: None if subject.event.row is None else subject.event.row.schema,
     "table": lambda subject: None if subject.event.row is None else subject.event.row.table,
     "op": lambda subject: None if subject.event.row is None else subject.event.row.op,
-    "event": lambda subject: event_line(subject.event, partition=0, offset=subject.offset),
+    "event": lambda subject: _whole(subject.event),
 }
 FIELDS: Final = (*_PLAIN, *_PARTS, *(f"{time}{unit}" for time in _TIMES for unit in ("", "_us", "_ms", "_s")))
+
+
+def _whole(event: CustomerEvent) -> dict[str, Any]:
+    """Without its place in our log, which a replay from the dead letters no longer has; ``id`` and ``position`` name it as well."""
+    line = event_line(event, partition=0, offset=0)
+    del line["partition"], line["offset"]
+    return line
 
 
 class Template:
