@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint types format bench crash docs build clean
+.PHONY: help demo test matrix lint types format bench crash campaign docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -46,6 +46,10 @@ crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/servers.sh
 	@.ci/venv.sh test
 	@.venv/bin/python -m pytest -m campaign $(ARGS)
+
+campaign: ## ordered delivery over thousands of seeds, and 10,000 requests against botocore; minutes
+	@.ci/venv.sh test
+	@.venv/bin/python -m pytest -m campaign tests/sinks $(ARGS)
 
 docs: ## write the generated pages of docs/ anew
 	@.ci/venv.sh test

@@ -28,6 +28,7 @@ for name in "${names[@]}"; do
             postgres_snapshot) short=(--rows 200000 --rounds 1) ;;
             restart) short=(--log-mib 100 --rounds 2 --idle-s 5) ;;
             log_append | store_write) short=(--seconds 1) ;;
+            delivery) short=(--events 50000) ;;
         esac
     fi
     .venv/bin/python "benchmarks/$name.py" --json ${short[@]+"${short[@]}"} | tee "$results/$name.json"

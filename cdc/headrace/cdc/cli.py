@@ -1,7 +1,7 @@
 """The ``headrace`` program: finds the command by its entry point, runs it, turns errors into one paragraph and an exit code.
 
 Exit codes: 0 done; 1 defect of headrace; 2 configuration, arguments or definitions; 3 source; 4 log; 5 online store;
-6 HTTP server; 7 a check or proof found differences; 130 interrupted by Ctrl-C where the command had no end of its own.
+6 HTTP server; 7 a check or proof found differences; 8 a destination; 130 interrupted by Ctrl-C where the command had no end of its own.
 """
 
 from __future__ import annotations

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
 
 from headrace.cdc.errors import ConfigError
+
+_S = TypeVar("_S", bound=Struct)
 
 _DURATION_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SOURCE_NAME = "[a-z][a-z0-9_]{0,39}"
@@ -269,8 +271,8 @@ def plugins(group: str) -> dict[str, Any]:
     return {point.name: point.load() for point in entry_points(group=group)}
 
 
-def consumer_sections() -> dict[str, type[Struct]]:
-    """Top-level keys that belong to consumers, with their structs."""
+def consumer_sections() -> dict[str, Any]:
+    """Top-level keys that belong to consumers, with their structs, or ``dict[str, Choice]`` for a mapping of the user's names."""
     return {
         kind.section: kind.config_type
         for kind in plugins("headrace.consumers").values()
@@ -283,6 +285,26 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
     Raises ConfigError with every problem found, each as ``path.to.field: what is wrong``.
     """
+    tree = _read_tree(path)
+    return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
+
+
+def load_part(path: Path, kind: type[_S], environ: Mapping[str, str] = os.environ) -> _S:
+    """A file that the configuration names, of one struct, by the same rules. Raises ConfigError with every problem found."""
+    problems: list[str] = []
+    try:
+        tree = _substitute(_read_tree(path), "", environ, problems)
+    except RecursionError as error:
+        raise _too_deep(str(path)) from error
+    made = _build(kind, tree, path.name, problems)
+    if problems:
+        count = len(problems)
+        raise ConfigError(f"{path} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems)))
+    assert isinstance(made, kind)
+    return made
+
+
+def _read_tree(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -307,7 +329,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         ) from error
     except RecursionError as error:
         raise _too_deep(str(path)) from error
-    return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
+    return tree
 
 
 def _too_deep(name: str) -> ConfigError:
@@ -369,6 +391,13 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
     }
+    problems += [
+        f"{key}.{name}: a name is 1 to 40 of a-z, 0-9 and _, starting with a letter"
+        for key, found in built.items()
+        if isinstance(found, dict)
+        for name in cast("dict[str, Any]", found)
+        if not re.fullmatch(_SOURCE_NAME, name)
+    ]
     if problems:
         count = len(problems)
         raise ConfigError(f"{name} has {count} problem{'s' if count > 1 else ''}", problems=tuple(sorted(problems)))
@@ -514,7 +543,7 @@ def _substitute(value: Any, path: str, environ: Mapping[str, str], problems: lis
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the file, made from the same structs that parse it."""
-    parts: dict[str, type[Struct]] = {
+    parts: dict[str, Any] = {
         "events": EventConfig,
         "privacy": PrivacyConfig,
         "server": ServerConfig,
@@ -547,6 +576,9 @@ def json_schema() -> dict[str, Any]:
     # A heading with nothing under it is null to YAML.
     empty = {"type": "null"}
     own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "privacy", "server")}
+    for key, kind in consumer_sections().items():
+        if get_origin(kind) is dict:
+            by_part[key]["propertyNames"] = {"pattern": f"^{_SOURCE_NAME}$"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace.yaml",
@@ -601,6 +633,7 @@ __all__ = [
     "consumer_sections",
     "json_schema",
     "load",
+    "load_part",
     "parse",
     "plugins",
 ]

@@ -6,7 +6,7 @@ server and supervises its ``run``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -57,13 +57,14 @@ class Consumer(Protocol):
 class ConsumerType(Protocol):
     """What an entry point of ``headrace.consumers`` names.
 
-    section: the top-level key of headrace.yaml that belongs to it, or None. config_type: struct of that section.
+    section: the top-level key of headrace.yaml that belongs to it, or None. config_type: struct of that section, or ``dict[str, ...]`` of
+    a Choice for a mapping of the user's names.
     """
 
     section: ClassVar[str | None]
-    config_type: ClassVar[type[msgspec.Struct] | None]
+    config_type: ClassVar[Any]
 
     @classmethod
-    def build(cls, section: Any, services: Services) -> Consumer | None:
-        """The consumer, or None when the configuration asks for none (section is None when absent from the file)."""
+    def build(cls, section: Any, services: Services) -> Consumer | Sequence[Consumer] | None:
+        """The consumer, or several, or None when the configuration asks for none (section is None when absent from the file)."""
         ...

@@ -19,6 +19,8 @@
     │   └── StoreRefused       a person must change something first: rights, file, declared types
     ├── DefinitionError        feature definitions                                  exit 2
     ├── RequestRefused         what was asked of a running process can't be done    exit 2
+    ├── SinkError              a destination that events are delivered to           exit 8
+    │   └── SinkStoreError     dead letters and pauses can't be kept
     └── ServerError            the HTTP server (port taken, public bind)            exit 6
 
 An error says *what happened, to which object, and what to do*: ``message`` is the first two, ``advice`` the third.
@@ -204,6 +206,20 @@ class RequestRefused(HeadraceError):
 
     exit_code = 2
     advice = "correct the request"
+
+
+class SinkError(HeadraceError):
+    """A destination can't be delivered to as it is configured; what comes waits in the log."""
+
+    exit_code = 8
+    advice = 'run "headrace sink check" for what the destination says'
+
+
+class SinkStoreError(SinkError):
+    """Dead letters, or which sinks are paused, can't be stored; nothing passes a cursor before they are."""
+
+    action = Action.RETRY
+    advice = "check the disk, and the rights of the folder of log.path"
 
 
 class ServerError(HeadraceError):

@@ -45,16 +45,21 @@ def configuration_page() -> str:
         "events": ("a mapping of `schema.table` to: ", EventConfig),
         "privacy": ("", PrivacyConfig),
         "server": ("", ServerConfig),
-        **{key: ("", struct) for key, struct in consumers.items()},
+        **{key: _consumer(kind) for key, kind in consumers.items()},
     }
     lines = [_HEAD.rstrip("\n")]
     lines += [f"| [`{key}`](#{key}) | {before}{_plain_doc(kind)} |" for key, (before, kind) in top.items()]
     seen: list[type[Choice]] = []
     paths = {"sources": "sources.NAME", "events": "events.SCHEMA.TABLE"}
+    paths |= {key: f"{key}.NAME" for key, kind in consumers.items() if get_origin(kind) is dict}
     for key, (_, kind) in top.items():
         lines += ["", f"## {key}", ""]
         lines += _part(paths.get(key, key), kind, seen)
     return "\n".join(lines) + "\n"
+
+
+def _consumer(kind: Any) -> tuple[str, Any]:
+    return ("a mapping of your names to: ", get_args(kind)[1]) if get_origin(kind) is dict else ("", kind)
 
 
 def _part(path: str, kind: Any, seen: list[type[Choice]]) -> Iterator[str]:

@@ -31,11 +31,7 @@ def _configure(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
-    document = ask(config, "/v1/status")
-    if document is not None and "is_running" not in document:
-        raise not_ours(config)
-    if document is None:
-        document = asyncio.run(_read_log(config))
+    document = status_document(config)
     if arguments.json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
     else:
@@ -43,6 +39,16 @@ def _run(arguments: Namespace) -> int:
 
         show(document, now=time.time())
     return 0
+
+
+def status_document(config: Config) -> dict[str, Any]:
+    """What the running process says of itself, else what the log holds. Raises ServerError, LogError."""
+    document = ask(config, "/v1/status")
+    if document is None:
+        return asyncio.run(_read_log(config))
+    if "is_running" not in document:
+        raise not_ours(config)
+    return document
 
 
 async def _read_log(config: Config) -> dict[str, Any]:
@@ -72,5 +78,7 @@ async def _read_log(config: Config) -> dict[str, Any]:
     finally:
         await reader.close()
 
+
+__all__ = ["COMMAND", "status_document"]
 
 COMMAND = Command("show what the running process does, or what the log holds", _configure, _run)

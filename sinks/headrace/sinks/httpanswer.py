@@ -1,0 +1,93 @@
+"""What an HTTP destination's answer means for each event of the request, by its definition. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from headrace.sinks.base import Item
+from headrace.sinks.httpdefinition import AnswerConfig, ItemsConfig
+from headrace.sinks.transport import Reply, retry_after_s
+from headrace.sinks.verdict import DELIVERED, Answer, Fault, FaultKind, Verdict, outage, refused, retry
+
+_LONGEST_REASON = 200
+
+
+def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, host: str, now_s: float) -> Answer:
+    """now_s: seconds since 1970, for dates in headers."""
+    status = reply.status
+    after_s = _after(rules, reply, now_s)
+    if status in rules.slow_down:
+        return Fault(FaultKind.THROTTLED, f"{host} asks to slow down ({status})", after_s)
+    if status in rules.retry:
+        return outage(f"{host} answers {status}", after_s)
+    if status in rules.denied:
+        return Fault(
+            FaultKind.DENIED, f"{host} refuses our credentials ({status}): correct them, or their rights there"
+        )
+    if status in rules.split:
+        return Fault(FaultKind.TOO_LARGE, f"{host} finds a request too large ({status})")
+    if 300 <= status < 400 and status not in rules.done:
+        return Fault(FaultKind.DENIED, f"{host} redirects ({status}): give the URL that it means")
+    is_fine = 200 <= status < 300 or status in rules.done
+    if rules.items is not None and status in rules.items.on:
+        found = _by_item(rules, rules.items, reply, items, is_fine=is_fine)
+        if found is not None:
+            return found
+    if is_fine:
+        return [DELIVERED] * len(items)
+    return Fault(FaultKind.BAD_BATCH, f"{host} answers {status}")
+
+
+def _by_item(
+    rules: AnswerConfig, where: ItemsConfig, reply: Reply, items: Sequence[Item], *, is_fine: bool
+) -> list[Verdict] | None:
+    """None when the answer has no such list. Events that a list of failures doesn't name are delivered."""
+    try:
+        tree = msgspec.json.decode(reply.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    for key in where.path.split(".") if where.path else ():
+        tree = cast("dict[str, Any]", tree).get(key) if isinstance(tree, dict) else None
+    if not isinstance(tree, list):
+        return None
+    entries = cast("list[Any]", tree)
+    if not where.index and not where.id:
+        # One entry an event, in order.
+        return [_verdict(rules, where, entry) for entry in entries] if len(entries) == len(items) else None
+    places = {item.event.id: place for place, item in enumerate(items)} if where.id else {}
+    verdicts: list[Verdict] = [DELIVERED] * len(items)
+    is_known = False
+    for entry in entries:
+        fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+        place = places.get(str(fields.get(where.id))) if where.id else fields.get(where.index)
+        if isinstance(place, int) and 0 <= place < len(items):
+            verdicts[place] = _verdict(rules, where, entry)
+            is_known = True
+    # A refusal that names none of our events says nothing of the others either.
+    return verdicts if is_fine or is_known else None
+
+
+def _verdict(rules: AnswerConfig, where: ItemsConfig, entry: Any) -> Verdict:
+    fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+    code = fields.get(where.code) if where.code else None
+    if isinstance(code, str) and code.isdigit():
+        code = int(code)
+    if isinstance(code, int):
+        if 200 <= code < 300 or code in rules.done:
+            return DELIVERED
+        if code in rules.retry or code in rules.slow_down:
+            return retry(f"it answers {code}")
+    reason = fields.get(where.reason) if where.reason else None
+    words = f"it answers {code}" if code is not None else "refused"
+    return refused(f"{words}: {reason}"[:_LONGEST_REASON] if isinstance(reason, str) and reason else words)
+
+
+def _after(rules: AnswerConfig, reply: Reply, now_s: float) -> float | None:
+    found = (retry_after_s(reply.headers.get(name.lower()), now_s) for name in rules.retry_after)
+    return next((after_s for after_s in found if after_s is not None), None)
+
+
+__all__ = ["read_answer"]

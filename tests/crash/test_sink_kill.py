@@ -1,0 +1,157 @@
+"""kill -9 of ``headrace run`` while it delivers to a webhook that fails: each customer's events have their effect once and in order.
+
+The webhook is an idempotent one that knows ids, and it outlives every kill. It answers 503, 429 and 409-like repeats at random, and cuts
+nothing (test_personalize.py does that). Judged against the log itself: what it holds, in its order, is what had an effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fix_servers import Database
+from headrace.cdc.config import load
+from headrace.cdc.demo.client import Client
+from headrace.cdc.demo.embedded import free_port
+from headrace.cdc.demo.shop import Shop, Simulator
+from headrace.cdc.log.reader import open_reader
+from hook_server import hook_server
+
+DEADLINE_S = 60.0
+_MAIN = "import sys; from headrace.cdc.cli import main; sys.exit(main())"
+
+
+def _wait(process: subprocess.Popen[bytes], done: Callable[[], bool], what: str, said: Callable[[], str]) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not done():
+        assert process.poll() is None, f"{what}: headrace stopped\n{said()}"
+        assert time.monotonic() < end, f"{what} took too long\n{said()}"
+        time.sleep(0.02)  # a poll of another process over HTTP: there is no event to wait on
+
+
+@pytest.mark.parametrize("seed", [3])
+def test_kills_while_delivering_lose_double_and_reorder_nothing(database: Database, tmp_path: Path, seed: int) -> None:
+    deliver_over_kills(database, tmp_path, seed=seed, kills=4)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", [31, 32])
+def test_dozens_of_kills_while_delivering(database: Database, tmp_path: Path, seed: int) -> None:
+    deliver_over_kills(database, tmp_path, seed=seed, kills=60)
+
+
+def deliver_over_kills(database: Database, folder: Path, *, seed: int, kills: int) -> None:
+    chance = random.Random(seed)
+    shop = Shop(database.dsn, customers=60, products=12)
+    shop.create()
+    port = free_port()
+    client = Client(f"http://127.0.0.1:{port}")
+
+    def said() -> str:
+        return f"seed {seed}\n{client.status()}\n" + (folder / "run.log").read_text(errors="replace")[-3000:]
+
+    with hook_server() as hook:
+        (folder / "headrace.yaml").write_text(
+            f"""
+log: {{path: shop.log.db}}
+sources:
+  shop: {{type: postgres, dsn: "{database.dsn}", tables: ["shop.*"], slot: sink_{database.name}, publication: sink_{database.name}}}
+events:
+  shop.orders: {{key: customer_id, occurred_at: placed_at}}
+sinks:
+  crm: {{type: http, concurrency: 32, when: {{table: [shop.orders]}}, destination: {{url: "{hook.url}"}}}}
+server: {{listen: "127.0.0.1:{port}"}}
+"""
+        )
+
+        def start() -> subprocess.Popen[bytes]:
+            with (folder / "run.log").open("ab") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-c", _MAIN, "run", "headrace.yaml"],
+                    cwd=folder, env={**os.environ, "PYTHONFAULTHANDLER": "1"}, stdout=log, stderr=log,
+                )  # fmt: skip
+
+        def fails(body: Any) -> int:
+            draw = chance.random()
+            return 503 if draw < 0.03 else 429 if draw < 0.04 else 200
+
+        hook.answer = fails
+        simulator = Simulator(shop, rate=300, seed=seed)
+        simulator.start()
+        met = 0
+        try:
+            for _ in range(kills):
+                process = start()
+                before = len(hook.got)
+                if chance.random() < 0.8:
+                    _wait(process, lambda before=before: len(hook.got) > before, "delivering", said)
+                time.sleep(chance.uniform(0.0, 0.6))
+                process.send_signal(signal.SIGKILL)
+                assert process.wait() == -signal.SIGKILL, said()
+                met += len(hook.got) > before
+        finally:
+            simulator.stop()
+        assert met >= kills // 2, f"seed {seed}: only {met} of {kills} kills met a delivery"
+        hook.answer = lambda body: 200
+        process = start()
+        try:
+            last = _last_order(database)
+            _wait(
+                process,
+                lambda: any(body["after"] and body["key"]["id"] == last for body in hook.got[-2_000:]),
+                "last order",
+                said,
+            )
+            _wait(process, lambda: _lag(client) == 0, "catching up", said)
+        finally:
+            process.terminate()
+            assert process.wait(20) == 0, said()
+    wanted = asyncio.run(_orders(folder / "headrace.yaml"))
+    effects: dict[str, list[str]] = {}
+    known: set[str] = set()
+    for body in hook.got:
+        if body["id"] not in known:
+            known.add(body["id"])
+            effects.setdefault(str(body["customer_key"]), []).append(body["id"])
+    assert effects.keys() == wanted.keys(), f"seed {seed}"
+    for key, ids in wanted.items():
+        assert effects[key] == ids, f"seed {seed}: customer {key}"
+
+
+def _lag(client: Client) -> int | None:
+    status = client.status()
+    if status is None or status["sources"]["shop"]["phase"] != "streaming":
+        return None
+    lag: int = status["consumers"]["sinks/crm"]["lag_events"]
+    return lag
+
+
+def _last_order(database: Database) -> int:
+    (row,) = database.execute("select max(id) from shop.orders")
+    return int(row[0])
+
+
+async def _orders(config: Path) -> dict[str, list[str]]:
+    """Ids of the log's events of the table, by customer, in the log's order."""
+    found: dict[str, list[str]] = {}
+    log = await open_reader(load(config))
+    try:
+        offset = (await log.bounds(0)).first
+        while (batch := await log.read(0, offset)).events:
+            for event in batch.events:
+                if event.row is not None and event.row.table == "orders" and event.row.op != "schema":
+                    found.setdefault(str(event.key), []).append(event.id)
+            offset = batch.next_offset
+    finally:
+        await log.close()
+    return found
