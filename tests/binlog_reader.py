@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import Any
 
+import pymysql
+
 from fix_mariadb import MariaDBServer
 from headrace.cdc.decode.mysqlpacket import EventPackets
 
@@ -15,7 +17,10 @@ _NON_BLOCKING = 1
 def place(server: MariaDBServer) -> tuple[str, int]:
     """File and offset of the end of the binlog."""
     with server.connect() as connection, connection.cursor() as cursor:
-        cursor.execute("show master status")
+        try:
+            cursor.execute("show binary log status")
+        except pymysql.err.ProgrammingError:
+            cursor.execute("show master status")
         file, offset, *_ = cursor.fetchone()
         return str(file), int(offset)
 

@@ -48,7 +48,7 @@ class MariaDBServer:
         self.port = free_port()
         self.settings = {**_SETTINGS, **(settings or {})}
         shutil.copytree(template, self.folder / "data")
-        _give(self.folder)
+        give(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -97,8 +97,8 @@ class MariaDBServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _give(folder: Path) -> None:
-    """The server's user must own it."""
+def give(folder: Path) -> None:
+    """The server's user must own it, where that isn't us."""
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, _NOBODY, _NOBODY)
@@ -108,7 +108,7 @@ def _give(folder: Path) -> None:
 def mariadb_template() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-maria-template-"))
     folder.chmod(0o755)
-    _give(folder)
+    give(folder)
     subprocess.run(
         [
             "mariadb-install-db",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,21 @@ def run(server: MariaDBServer, *statements: str, database: str | None = None) ->
 
 @pytest.fixture
 def database(mariadb: MariaDBServer, request: pytest.FixtureRequest) -> str:
-    name = f"s{abs(hash(request.node.name)) % 10**9}"
-    run(mariadb, f"drop database if exists {name}", f"create database {name}")
-    run(mariadb, "create table t (id int primary key, v varchar(20))", database=name)
+    return made_database(mariadb, request.node.name)
+
+
+def made_database(server: MariaDBServer, test: str) -> str:
+    name = f"s{abs(hash(test)) % 10**9}"
+    run(server, f"drop database if exists {name}", f"create database {name}")
+    run(server, "create table t (id int primary key, v varchar(20))", database=name)
     return name
+
+
+@pytest.fixture(params=["mariadb", pytest.param("mysql9", marks=pytest.mark.matrix("mysql"))])
+def each(request: pytest.FixtureRequest) -> tuple[MariaDBServer, str]:
+    """A server of each kind, and a database of its."""
+    server: MariaDBServer = request.getfixturevalue(request.param)
+    return server, made_database(server, request.node.name)
 
 
 @pytest.fixture
@@ -113,7 +125,8 @@ async def reader() -> AsyncIterator[Callable[..., Awaitable[Reader]]]:
 MakeReader = Callable[..., Awaitable[Reader]]
 
 
-async def test_it_streams_and_goes_on_where_it_was(mariadb: MariaDBServer, database: str, reader: MakeReader) -> None:
+async def test_it_streams_and_goes_on_where_it_was(each: tuple[MariaDBServer, str], reader: MakeReader) -> None:
+    mariadb, database = each
     run(mariadb, "insert into t values (0, 'before')", database=database)
     r = await reader(dsn(mariadb), database)
     run(mariadb, "insert into t values (1, 'a'), (2, 'b')", "update t set v = 'c' where id = 1", database=database)
@@ -129,7 +142,7 @@ async def test_it_streams_and_goes_on_where_it_was(mariadb: MariaDBServer, datab
     ]
     assert len({change.id for change in r.changes}) == 4
     assert r.source.status().phase == "streaming"
-    assert r.source.status().position.startswith("0-1-")
+    assert re.fullmatch(r"0-1-\d+|[-0-9a-f]{36}:1-\d+", r.source.status().position)
 
 
 async def test_an_idle_source_has_heartbeats_and_no_lag(
@@ -145,8 +158,9 @@ async def test_an_idle_source_has_heartbeats_and_no_lag(
 
 
 async def test_restarts_at_any_moment_lose_and_double_nothing(
-    mariadb: MariaDBServer, database: str, reader: MakeReader
+    each: tuple[MariaDBServer, str], reader: MakeReader
 ) -> None:
+    mariadb, database = each
     seed = 11
     print(f"seed {seed}")
     rng = random.Random(seed)
@@ -216,7 +230,8 @@ async def test_capture_heals_by_itself(
     assert [event.key for event in events] == [str(number) for number in range(1, 101)]
 
 
-async def test_a_second_reader_is_kept_out(mariadb: MariaDBServer, database: str, reader: MakeReader) -> None:
+async def test_a_second_reader_is_kept_out(each: tuple[MariaDBServer, str], reader: MakeReader) -> None:
+    mariadb, database = each
     await reader(dsn(mariadb), database)
     with pytest.raises(SourceRefused, match="another reader"):
         await reader(dsn(mariadb), database)
