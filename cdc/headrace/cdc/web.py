@@ -7,10 +7,11 @@
     GET /readyz      200 or 503, JSON: every part with its reason       open
     GET /metrics     Prometheus text format
     GET /v1/status   JSON, what "headrace status" prints
+    POST /v1/deadletters/drop, /v1/deadletters/retry    what "headrace deadletter" asks of the running process
 
 With any token set, every other route wants one. Without tokens the server binds to loopback only and answers requests only that
 name loopback as their host. Errors of our own routes are ``{"error": ..., "advice": ...}``; a traceback stays in the log. There is no
-CORS: other web pages can't read answers. Refuses to know what a consumer's route does.
+CORS: other web pages can't read answers. A pushed source's routes (sources/base.py) see to both by themselves. Refuses to know what a consumer's route does.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from headrace.cdc.auth import Tokens, is_local_host
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
+from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, ServerError
 from headrace.cdc.listen import ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
-from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.sources.base import PushedSource, SourceStatus
 from headrace.cdc.state import ProcessState
 
 _log = logging.getLogger("headrace.web")
@@ -44,6 +46,11 @@ _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _MAX_BODY_BYTES = 8 << 20
 _SHUTDOWN_S = 0.4
 """aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
+
+_IDLE_S = 75.0
+"""A connection that sends no whole request for so long is closed."""
+_LINGER_S = 2.0
+"""What is left of a refused body is read for so long, so that the client sees the answer and not a reset."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,8 +68,13 @@ class WebServer:
         registry: CollectorRegistry,
         troubles: Callable[[], dict[str, str]],
         clock: Callable[[], float] = time.time,
+        pushed: Sequence[PushedSource] = (),
+        letters: DeadLetters | None = None,
     ) -> None:
-        """Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens."""
+        """pushed: sources whose routes see to rights by themselves.
+
+        Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens or write keys.
+        """
         self._address = ListenAddress.parse(config.listen)
         self._tokens = Tokens(config.tokens)
         if not self._tokens and not is_loopback(self._address.host):
@@ -71,6 +83,16 @@ class WebServer:
                 "anybody could read every event",
                 advice="set a token under server.tokens (name: ${VARIABLE}), or listen on 127.0.0.1",
             )
+        for source in pushed:
+            if source.needs_local_clients and not is_loopback(self._address.host):
+                raise ServerError(
+                    f"server.listen is {self._address}, which other machines can reach, and sources.{source.name} has no"
+                    " write_keys: anybody could send events",
+                    advice=f'set write_keys: {{"${{WEB_KEY}}": website}} under sources.{source.name}, or listen on 127.0.0.1',
+                )
+        self._pushed = pushed
+        self._letters = letters
+        self._own_rights: set[object] = set()
         self._registry = registry
         self._state = ProcessState(
             consumers=consumers, sources=sources, log=log, registry=registry, troubles=troubles, clock=clock
@@ -100,9 +122,28 @@ class WebServer:
         )
         for consumer in self._consumers:
             application.add_routes(consumer.routes())
+        if self._letters is not None:
+            application.add_routes(
+                [
+                    web.post("/v1/deadletters/drop", self._drop_letters),
+                    web.post("/v1/deadletters/retry", self._retry_letters),
+                ]
+            )
+        for source in self._pushed:
+            routes = source.routes()
+            self._own_rights |= {route.handler for route in routes}
+            application.add_routes(routes)
         application.on_response_prepare.append(_harden)
         # Paths and queries may hold customer keys: no access log.
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S, handle_signals=False)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            handle_signals=False,
+            keepalive_timeout=_IDLE_S,
+            lingering_time=_LINGER_S,
+            auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
+        )
         self._runner = runner
         try:
             await runner.setup()
@@ -124,7 +165,7 @@ class WebServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """One middleware for rights and errors: each costs every request."""
-        if request.path not in _OPEN_PATHS:
+        if request.path not in _OPEN_PATHS and request.match_info.handler not in self._own_rights:
             refusal = self._refusal(request)
             if refusal is not None:
                 return refusal
@@ -184,6 +225,14 @@ class WebServer:
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self._state.document())
 
+    async def _drop_letters(self, request: web.Request) -> web.Response:
+        assert self._letters is not None
+        return json_response({"dropped": await self._letters.drop(await _selection(request))})
+
+    async def _retry_letters(self, request: web.Request) -> web.Response:
+        assert self._letters is not None
+        return json_response(await self._letters.retry(await _selection(request)))
+
     async def _console(self, request: web.Request) -> web.Response:
         return web.Response(
             body=self._page,
@@ -191,6 +240,13 @@ class WebServer:
             charset="utf-8",
             headers={"Content-Security-Policy": self._page_policy},
         )
+
+
+async def _selection(request: web.Request) -> Selection:
+    try:
+        return msgspec.json.decode(await request.read(), type=Selection)
+    except msgspec.MsgspecError as error:
+        raise web.HTTPBadRequest(text="the body is no selection of dead letters") from error
 
 
 def json_response(value: object, *, status: int = 200) -> web.Response:
@@ -227,7 +283,7 @@ async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     headers["X-Content-Type-Options"] = "nosniff"
     headers["X-Frame-Options"] = "DENY"
     headers["Referrer-Policy"] = "no-referrer"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
     headers.setdefault("Cache-Control", "no-store")
 
 

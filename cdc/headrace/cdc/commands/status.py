@@ -7,26 +7,22 @@ Exit codes: 0 answered, also when no process runs ("not running" is a state, not
 from __future__ import annotations
 
 import asyncio
-import http.client
 import sys
 import time
-import urllib.error
-import urllib.request
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from headrace.cdc import __version__
+from headrace.cdc.ask import ask, not_ours
 from headrace.cdc.command import Command, config_argument
 from headrace.cdc.config import Config, load
-from headrace.cdc.errors import ConfigError, ServerError
-from headrace.cdc.listen import ListenAddress, reachable_url
+from headrace.cdc.errors import ConfigError
+from headrace.cdc.listen import ListenAddress
 from headrace.cdc.log.reader import open_reader
 from headrace.cdc.metrics import lag_events
-
-_TIMEOUT_S = 5.0
 
 
 def _configure(parser: ArgumentParser) -> None:
@@ -36,7 +32,9 @@ def _configure(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
-    document = _ask(config)
+    document = ask(config, "/v1/status")
+    if document is not None and "is_running" not in document:
+        raise not_ours(ListenAddress.parse(config.server.listen))
     if document is None:
         document = asyncio.run(_read_log(config))
     if arguments.json:
@@ -46,53 +44,6 @@ def _run(arguments: Namespace) -> int:
 
         show(document, now=time.time())
     return 0
-
-
-def _ask(config: Config) -> dict[str, Any] | None:
-    """The running process's own document; None when nothing listens at server.listen. Raises ServerError."""
-    address = ListenAddress.parse(config.server.listen)
-    if address.port == 0:
-        return None  # a free port that only the process itself knows
-    request = urllib.request.Request(f"{reachable_url(address)}/v1/status")  # noqa: S310 - the scheme is ours
-    token = next(iter(config.server.tokens.values()), None)
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
-    # No proxy of the environment stands between this machine and itself.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            document = msgspec.json.decode(answer.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 401:
-                raise ServerError(
-                    f"the server at {address} doesn't know the first token of server.tokens",
-                    advice="give this command the same configuration and environment as the running process",
-                ) from error
-            raise _not_ours(address) from error
-    except (TimeoutError, urllib.error.URLError) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, ConnectionRefusedError):
-            return None
-        if isinstance(reason, TimeoutError):
-            raise ServerError(
-                f"the server at {address} didn't answer within {_TIMEOUT_S:.0f} s",
-                advice="look whether the headrace process is stuck or its machine overloaded",
-            ) from error
-        raise ServerError(
-            f"the server at {address} can't be reached: {type(reason).__name__}", advice="check server.listen"
-        ) from error
-    except (msgspec.DecodeError, http.client.HTTPException, ConnectionError) as error:
-        raise _not_ours(address) from error
-    if not isinstance(document, dict) or "is_running" not in document:
-        raise _not_ours(address)
-    return cast(dict[str, Any], document)
-
-
-def _not_ours(address: ListenAddress) -> ServerError:
-    return ServerError(
-        f"what answers at {address} is no headrace", advice="check server.listen, and what else listens on that port"
-    )
 
 
 async def _read_log(config: Config) -> dict[str, Any]:
