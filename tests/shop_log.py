@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from headrace.cdc.errors import LogError
 from headrace.cdc.event import CustomerEvent, Kind, Op, RowPart
@@ -20,9 +21,9 @@ class ShopLog(MemoryLog):
         self.reads = 0
 
     async def append(
-        self, events: Sequence[CustomerEvent], *, source: str = "shop", state: bytes = b"", epoch: int | None = None
+        self, events: Sequence[CustomerEvent], *, source: str = "shop", state: bytes = b"", **rest: Any
     ) -> tuple[int, ...]:
-        return await super().append(events, source=source, state=state, epoch=epoch)
+        return await super().append(events, source=source, state=state, **rest)
 
     async def append_one_by_one(self, events: Sequence[CustomerEvent]) -> None:
         """A trim drops whole appends: so each event can go alone."""

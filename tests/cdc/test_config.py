@@ -90,9 +90,9 @@ def test_a_heading_with_nothing_under_it_has_all_its_defaults(empty: str) -> Non
         ("sources: {}", "sources: at least one source is needed, as name: {type: postgres, dsn: ...}"),
         ("sources: [a]", "sources: at least one source is needed, as name: {type: postgres, dsn: ...}"),
         ("sources: {shop: }", "sources.shop: must be a mapping with a type"),
-        ("sources: {shop: {dsn: x}}", "sources.shop.type: is missing; known: mysql, postgres"),
-        ("sources: {shop: {type: mysgl}}", "sources.shop.type: 'mysgl' is unknown; known: mysql, postgres"),
-        ("sources: {shop: {type: [postgres]}}", "sources.shop.type: ['postgres'] is unknown; known: mysql, postgres"),
+        ("sources: {shop: {dsn: x}}", "sources.shop.type: is missing; known: http, mysql, postgres"),
+        ("sources: {shop: {type: mysgl}}", "sources.shop.type: 'mysgl' is unknown; known: http, mysql, postgres"),
+        ("sources: {shop: {type: [postgres]}}", "sources.shop.type: ['postgres'] is unknown; known: http, mysql, postgres"),
         ("sources: {shop: {type: postgres}}", "sources.shop.dsn: is required"),
         (
             "sources: {Shop-1: {type: postgres, dsn: x}}",
@@ -172,7 +172,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_paths() -> None:
         "sources.shop.dsn: environment variable SHOP_DSN is not set",
         "sources.shop.slot: expected `str` matching regex '^[a-z0-9_]{1,63}$'",
         "sources.shop.what: unknown key; known: column_lists, dsn, exclude, failover, heartbeat, messages, on_gap, primary_dsn, publication, slot, snapshot, snapshot_workers, spill_folder, standby_dsn, tables, wal_budget",
-        "sources.web.type: 'nothing' is unknown; known: mysql, postgres",
+        "sources.web.type: 'nothing' is unknown; known: http, mysql, postgres",
     ]  # fmt: skip
 
 
@@ -419,3 +419,26 @@ def test_every_field_that_a_file_may_have_is_described(schema: jsonschema.Draft2
                 found = described[kind.config_type.__name__]["properties"][field.encode_name]
                 # A section inside is described by its own struct.
                 assert found.get("description") or "#/$defs/" in str(found), field.name
+
+
+def test_no_problem_of_a_write_key_names_the_key() -> None:
+    text = 'sources: {web: {type: http, write_keys: {"${WEB_KEY}": 5, "${OTHER}": site}}}'
+    assert _problems(text, {"WEB_KEY": "s3cret-key", "OTHER": "o"}) == [
+        "sources.web.write_keys[0]: expected `str`, got `int`"
+    ]
+    for keys, words in (
+        ({"WEB_KEY": "s3cret key", "OTHER": "o"}, "write key number 1 is empty, or holds a character"),
+        ({"WEB_KEY": "", "OTHER": "o"}, "write key number 1 is empty"),
+    ):
+        (problem,) = _problems('sources: {web: {type: http, write_keys: {"${WEB_KEY}": site}}}', keys)
+        assert problem.startswith(f"sources.web: {words}")
+        assert "s3cret" not in problem
+    config = _parsed('sources: {web: {type: http, write_keys: {"${WEB_KEY}": site}}}', WEB_KEY="s3cret")
+    assert config.sources["web"].section.write_keys == {"s3cret": "site"}
+    assert "s3cret" not in repr(config.sources["web"].section)
+
+
+@pytest.mark.parametrize("origin", ["shop.example", "https://shop.example/", "ftp://shop.example", "https://"])
+def test_an_origin_is_scheme_and_host(origin: str) -> None:
+    (problem,) = _problems(f'sources: {{web: {{type: http, origins: ["{origin}"]}}}}')
+    assert problem.startswith(f'sources.web: "{origin}" is no origin')

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from typing import Any, Protocol
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.cdc.errors import Fenced, HeadraceError, Trimmed
 from headrace.cdc.event import CustomerEvent, RowPart
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch, partition_of
+from headrace.cdc.log.base import Bounds, Cursor, DeadLetter, LogBatch, SeenIds, partition_of
 
 DEADLINE_S = 10.0
 
@@ -46,6 +47,23 @@ def event(number: int, *, key: str | None = None, committed_us: int | None = Non
 
 def events(first: int, count: int, **rest: Any) -> list[CustomerEvent]:
     return [event(number, **rest) for number in range(first, first + count)]
+
+
+DAY_US = 86_400_000_000
+
+
+def seen_ids(first: int, count: int, *, day: int = 20_000) -> SeenIds:
+    """Ids of message first and those after it, each with a body of its own."""
+    bodies = {
+        sha256(b"%d" % number).digest()[:16]: sha256(b"body %d" % number).digest()[:8]
+        for number in range(first, first + count)
+    }
+    return SeenIds(day * DAY_US, bodies)
+
+
+def letter(number: int, *, size: int = 10, received_us: int | None = None) -> DeadLetter:
+    at_us = number if received_us is None else received_us
+    return DeadLetter("web", "no_customer", f"reason {number}", at_us, b"{" + b"x" * size, b'{"writer":"site"}')
 
 
 class Readable(Protocol):
@@ -404,6 +422,66 @@ class LogContract:
         await engine.take_over(log)
         with pytest.raises(Fenced):
             await log.stage(events(1, 1), source="shop")
+
+    async def test_ids_are_known_from_the_call_of_their_append_on(self, engine: Engine) -> None:
+        log = await engine.open()
+        one, two = seen_ids(0, 5), seen_ids(3, 5)
+        appending = asyncio.create_task(log.append(events(0, 5), source="web", state=b"", ids=one))
+        await asyncio.sleep(0)
+        assert await log.seen(list(two.bodies)) == {key: body for key, body in two.bodies.items() if key in one.bodies}
+        await appending
+        await log.append([], source="web", state=b"", ids=two)
+        assert await log.seen([*one.bodies, *two.bodies, b"?" * 16]) == one.bodies | two.bodies
+        assert await log.seen([]) == {}
+
+    async def test_ids_are_known_for_a_week(self, engine: Engine) -> None:
+        log = await engine.open()
+        ids = seen_ids(0, 5, day=20_000)
+        await log.append([], source="web", state=b"", ids=ids)
+        await log.retain(20_007 * DAY_US)
+        assert await log.seen(list(ids.bodies)) == ids.bodies
+        await log.retain(20_009 * DAY_US)
+        assert await log.seen(list(ids.bodies)) == {}
+
+    async def test_dead_letters_are_read_in_order_and_dropped_one_by_one(self, engine: Engine) -> None:
+        log = await engine.open()
+        assert await log.letters() == []
+        await log.append(events(0, 1), source="web", state=b"a", letters=[letter(0), letter(1)])
+        await log.append([], source="web", state=b"b", letters=[letter(2)])
+        stored = await log.letters()
+        assert [each.letter for each in stored] == [letter(0), letter(1), letter(2)]
+        ids = [each.id for each in stored]
+        assert ids == sorted(set(ids))
+        assert await log.letters(ids[0], limit=1) == stored[1:2]
+        assert await log.drop_letters([ids[1], 10_000]) == 1
+        assert await log.letters() == [stored[0], stored[2]]
+        assert await read_all(log) == events(0, 1)
+
+    async def test_what_is_retried_goes_with_the_append_that_replaces_it(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append([], source="web", state=b"", letters=[letter(0), letter(1)])
+        one, two = await log.letters()
+        with pytest.raises((OverflowError, ValueError)):
+            await log.append([event(0, committed_us=1 << 70)], source="web", state=b"", retried=[one.id])
+        assert await log.letters() == [one, two]
+        assert await log.append(events(0, 1), source="web", state=b"", retried=[one.id], letters=[letter(3)]) == (1,)
+        assert [each.letter for each in await log.letters()] == [letter(1), letter(3)]
+
+    async def test_a_page_of_dead_letters_is_bounded_in_bytes(self, engine: Engine) -> None:
+        log = await engine.open()
+        await log.append([], source="web", state=b"", letters=[letter(number, size=3 << 20) for number in range(5)])
+        page = await log.letters()
+        assert [each.letter for each in page] == [letter(number, size=3 << 20) for number in range(3)]
+        assert len(await log.letters(page[-1].id)) == 2
+
+    async def test_dead_letters_go_by_the_logs_retention(self, engine: Engine) -> None:
+        log = await engine.open(retention_us=1000)
+        old = [letter(number, received_us=500) for number in range(600)]
+        await log.append([], source="web", state=b"", letters=[*old, letter(1, received_us=1500)])
+        await log.retain(1400)
+        assert len(await log.letters(limit=1000)) == 601
+        await log.retain(1501)
+        assert [each.letter for each in await log.letters()] == [letter(1, received_us=1500)]
 
     async def test_closing_finishes_the_appends_under_way_and_twice_is_fine(self, engine: Engine) -> None:
         log = await engine.open()

@@ -34,6 +34,7 @@ ADAPTERS = {
     # The contract names the route type; beside the server itself only what brings routes may know the library.
     "aiohttp": [
         "cdc/headrace/cdc/consumer.py",
+        "cdc/headrace/cdc/sources/collector_http.py",
         "cdc/headrace/cdc/web.py",
         "cdc/headrace/cdc/web/",
         "features/headrace/features/engine.py",

@@ -19,11 +19,12 @@ from prometheus_client import CollectorRegistry
 from headrace.cdc.capture import Capture
 from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
-from headrace.cdc.errors import Action, HeadraceError, RequestRefused
+from headrace.cdc.deadletters import DeadLetters
+from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
-from headrace.cdc.sources.base import Asked, SourceStatus
+from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
 from headrace.cdc.web import WebServer
 
 _log = logging.getLogger("headrace.app")
@@ -41,6 +42,7 @@ class Application:
         self._config = config
         self._registry = CollectorRegistry()
         self._captures: list[Capture] = []
+        self._pushed: list[PushedSource] = []
         self._troubles: dict[str, str] = {}
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str], None] | None = None) -> None:
@@ -54,15 +56,15 @@ class Application:
         try:
             services = Services(self._config, log, self._registry)
             consumers = self._consumers(services)
-            self._captures = [
-                Capture(
-                    choice.kind(name, choice.section, self._config.events),
-                    Normaliser(name, self._config.events, self._config.privacy.salt),
-                    log,
-                    metrics,
-                )
-                for name, choice in self._config.sources.items()
-            ]
+            for name, choice in self._config.sources.items():
+                source = choice.kind(name, choice.section, self._config.events)
+                if hasattr(source, "routes"):
+                    source.attach(log, self._registry, metrics.appended)
+                    self._pushed.append(source)
+                    continue
+                normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)
+                self._captures.append(Capture(source, normaliser, log, metrics))
+            _check_one(self._pushed)
             metrics.watch_sources(self.source_status)
             server = WebServer(
                 self._config.server,
@@ -72,6 +74,8 @@ class Application:
                 registry=self._registry,
                 troubles=lambda: dict(self._troubles),
                 snapshot=self._snapshot,
+                pushed=self._pushed,
+                letters=DeadLetters(log, self._pushed),
             )
             await server.start()
             try:
@@ -99,7 +103,7 @@ class Application:
         server: WebServer,
         on_ready: Callable[[str], None] | None,
     ) -> None:
-        waiting = len(self._captures)
+        waiting = len(self._captures) + len(self._pushed)
 
         def started() -> None:
             nonlocal waiting
@@ -114,6 +118,7 @@ class Application:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(capture.run(started)) for capture in self._captures]
+                tasks += [group.create_task(source.run(started)) for source in self._pushed]
                 tasks += [group.create_task(self._keep_running(consumer)) for consumer in consumers]
                 tasks.append(group.create_task(self._retain(log)))
                 await stop.wait()
@@ -170,7 +175,17 @@ class Application:
                     "connecting", capture.trouble, status.position, status.lag_bytes, status.retained_bytes
                 )
             statuses[capture.source.name] = status
-        return statuses
+        return statuses | {source.name: source.status() for source in self._pushed}
+
+
+def _check_one(pushed: Sequence[PushedSource]) -> None:
+    """Raises ConfigError for two sources that would answer the same paths."""
+    if len(pushed) > 1:
+        raise ConfigError(
+            "two sources of type http would answer the same paths",
+            problems=tuple(f"sources.{source.name}: is one of {len(pushed)}" for source in pushed),
+            advice="keep one, with the write keys of all of them: events carry the name of their key",
+        )
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -435,8 +435,10 @@ def _build_choice(choice: type[Choice], value: Any, path: str, problems: list[st
 
 def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     """msgspec.convert, but going on after the first problem: structs field by field, mappings item by item."""
+    has_secret_keys = False
     if get_origin(kind) is Annotated:
-        base, *_ = get_args(kind)
+        base, *notes = get_args(kind)
+        has_secret_keys = any("has_secret_keys" in (note.extra or {}) for note in notes if isinstance(note, Meta))
         if _is_struct(base) or _is_choice(base) or get_origin(base) is dict:
             kind = base
     if _is_struct(kind):
@@ -449,7 +451,10 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             problems.append(f"{path}: must be a mapping")
             return {}
         items = cast("dict[Any, Any]", value).items()
-        return {str(key): _build(item_kind, item, f"{path}.{key}", problems) for key, item in items}
+        return {
+            str(key): _build(item_kind, item, f"{path}[{number}]" if has_secret_keys else f"{path}.{key}", problems)
+            for number, (key, item) in enumerate(items)
+        }
     try:
         return msgspec.convert(value, kind, dec_hook=_decode_unit)
     except (msgspec.ValidationError, ValueError) as error:

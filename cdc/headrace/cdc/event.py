@@ -121,6 +121,25 @@ class RowPart(msgspec.Struct, array_like=True, gc=False, frozen=True):
     undecodable: tuple[str, ...] = ()
 
 
+class SdkPart(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a CustomerEvent keeps of the SDK call it came from. Fields are only ever appended.
+
+    writer: name of the write key. message_id: as sent; None when the call had none, and then nothing finds its repetitions.
+    group_id: of a group call; previous_id: of an alias call, the customer's former id. category: of a page or screen.
+    original_timestamp, sent_at: the client's clock, as sent; the event's occurred_us is corrected by them. integrations: JSON object.
+    """
+
+    writer: str
+    message_id: str | None
+    group_id: str | None = None
+    previous_id: str | None = None
+    category: str | None = None
+    channel: str | None = None
+    original_timestamp: str | None = None
+    sent_at: str | None = None
+    integrations: bytes | None = None
+
+
 class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """What every consumer reads. Fields are only ever appended; build it positionally in hot code.
 
@@ -147,6 +166,7 @@ class CustomerEvent(msgspec.Struct, array_like=True, gc=False, frozen=True):
     user_id: str | None = None
     anonymous_id: str | None = None
     context: bytes | None = None
+    sdk: SdkPart | None = None
 
 
 class SchemaColumn(msgspec.Struct, frozen=True):
@@ -223,6 +243,8 @@ def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str
     if row is None:
         line["properties"] = msgspec.Raw(event.properties)
         line["context"] = None if event.context is None else msgspec.Raw(event.context)
+        if event.sdk is not None:
+            line |= _sdk_line(event.sdk)
         return line
     has_after = row.op in ("insert", "update", "read", "message")
     line |= {
@@ -242,3 +264,17 @@ def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str
     if row.op == "schema":
         line["properties"] = msgspec.Raw(event.properties)
     return line
+
+
+def _sdk_line(sdk: SdkPart) -> dict[str, Any]:
+    return {
+        "writer": sdk.writer,
+        "message_id": sdk.message_id,
+        "group_id": sdk.group_id,
+        "previous_id": sdk.previous_id,
+        "category": sdk.category,
+        "channel": sdk.channel,
+        "original_timestamp": sdk.original_timestamp,
+        "sent_at": sdk.sent_at,
+        "integrations": None if sdk.integrations is None else msgspec.Raw(sdk.integrations),
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -17,8 +16,8 @@ from headrace.cdc.listen import ListenAddress, reachable_url
 _TIMEOUT_S = 5.0
 
 
-def ask(config: Config, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """Its answer, a JSON object; None when nothing listens at server.listen. body: makes it a POST.
+def ask(config: Config, path: str, body: object = None, *, timeout_s: float = _TIMEOUT_S) -> dict[str, Any] | None:
+    """Its answer, a JSON object; None when nothing listens at server.listen. body: encoded as JSON, makes it a POST.
 
     Raises RequestRefused with the process's own words when it can't do what was asked, and ServerError when something else answers
     there, or nothing in time.
@@ -36,7 +35,7 @@ def ask(config: Config, path: str, body: Mapping[str, Any] | None = None) -> dic
     # No proxy of the environment stands between this machine and itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_TIMEOUT_S) as answer:
+        with opener.open(request, timeout=timeout_s) as answer:
             document = msgspec.json.decode(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -47,7 +46,7 @@ def ask(config: Config, path: str, body: Mapping[str, Any] | None = None) -> dic
             return None
         if isinstance(reason, TimeoutError):
             raise ServerError(
-                f"the server at {address} didn't answer within {_TIMEOUT_S:.0f} s",
+                f"the server at {address} didn't answer within {timeout_s:.0f} s",
                 advice="look whether the headrace process is stuck or its machine overloaded",
             ) from error
         raise ServerError(

@@ -8,10 +8,11 @@
     GET /metrics     Prometheus text format
     GET /v1/status   JSON, what "headrace status" prints
     POST /v1/sources/NAME/snapshot   {"tables": [...], "where": "..."}: copy rows again, as "headrace snapshot" does
+    POST /v1/deadletters/drop, /v1/deadletters/retry    what "headrace deadletter" asks of the running process
 
 With any token set, every other route wants one. Without tokens the server binds to loopback only and answers requests only that
 name loopback as their host. Errors of our own routes are ``{"error": ..., "advice": ...}``; a traceback stays in the log. There is no
-CORS: other web pages can't read answers. Refuses to know what a consumer's route does.
+CORS: other web pages can't read answers. A pushed source's routes (sources/base.py) see to both by themselves. Refuses to know what a consumer's route does.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from headrace.cdc.auth import Tokens, is_local_host
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
+from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
 from headrace.cdc.listen import ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
-from headrace.cdc.sources.base import Asked, SourceStatus
+from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
 from headrace.cdc.state import ProcessState
 
 _log = logging.getLogger("headrace.web")
@@ -45,6 +47,11 @@ _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _MAX_BODY_BYTES = 8 << 20
 _SHUTDOWN_S = 0.4
 """aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
+
+_IDLE_S = 75.0
+"""A connection that sends no whole request for so long is closed."""
+_LINGER_S = 2.0
+"""What is left of a refused body is read for so long, so that the client sees the answer and not a reset."""
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -68,8 +75,13 @@ class WebServer:
         troubles: Callable[[], dict[str, str]],
         snapshot: Callable[[str, Sequence[str], str], Awaitable[Asked]],
         clock: Callable[[], float] = time.time,
+        pushed: Sequence[PushedSource] = (),
+        letters: DeadLetters | None = None,
     ) -> None:
-        """snapshot: asks a source, by name, to copy tables again. Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens."""
+        """snapshot: asks a source, by name, to copy tables again. pushed: sources whose routes see to rights by themselves.
+
+        Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens or write keys.
+        """
         self._address = ListenAddress.parse(config.listen)
         self._tokens = Tokens(config.tokens)
         if not self._tokens and not is_loopback(self._address.host):
@@ -78,6 +90,16 @@ class WebServer:
                 "anybody could read every event",
                 advice="set a token under server.tokens (name: ${VARIABLE}), or listen on 127.0.0.1",
             )
+        for source in pushed:
+            if source.needs_local_clients and not is_loopback(self._address.host):
+                raise ServerError(
+                    f"server.listen is {self._address}, which other machines can reach, and sources.{source.name} has no"
+                    " write_keys: anybody could send events",
+                    advice=f'set write_keys: {{"${{WEB_KEY}}": website}} under sources.{source.name}, or listen on 127.0.0.1',
+                )
+        self._pushed = pushed
+        self._letters = letters
+        self._own_rights: set[object] = set()
         self._registry = registry
         self._ask_snapshot = snapshot
         self._state = ProcessState(
@@ -109,9 +131,28 @@ class WebServer:
         )
         for consumer in self._consumers:
             application.add_routes(consumer.routes())
+        if self._letters is not None:
+            application.add_routes(
+                [
+                    web.post("/v1/deadletters/drop", self._drop_letters),
+                    web.post("/v1/deadletters/retry", self._retry_letters),
+                ]
+            )
+        for source in self._pushed:
+            routes = source.routes()
+            self._own_rights |= {route.handler for route in routes}
+            application.add_routes(routes)
         application.on_response_prepare.append(_harden)
         # Paths and queries may hold customer keys: no access log.
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=_SHUTDOWN_S, handle_signals=False)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            handle_signals=False,
+            keepalive_timeout=_IDLE_S,
+            lingering_time=_LINGER_S,
+            auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
+        )
         self._runner = runner
         try:
             await runner.setup()
@@ -133,7 +174,7 @@ class WebServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """One middleware for rights and errors: each costs every request."""
-        if request.path not in _OPEN_PATHS:
+        if request.path not in _OPEN_PATHS and request.match_info.handler not in self._own_rights:
             refusal = self._refusal(request)
             if refusal is not None:
                 return refusal
@@ -210,6 +251,14 @@ class WebServer:
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self._state.document())
 
+    async def _drop_letters(self, request: web.Request) -> web.Response:
+        assert self._letters is not None
+        return json_response({"dropped": await self._letters.drop(await _selection(request))})
+
+    async def _retry_letters(self, request: web.Request) -> web.Response:
+        assert self._letters is not None
+        return json_response(await self._letters.retry(await _selection(request)))
+
     async def _console(self, request: web.Request) -> web.Response:
         return web.Response(
             body=self._page,
@@ -217,6 +266,13 @@ class WebServer:
             charset="utf-8",
             headers={"Content-Security-Policy": self._page_policy},
         )
+
+
+async def _selection(request: web.Request) -> Selection:
+    try:
+        return msgspec.json.decode(await request.read(), type=Selection)
+    except msgspec.MsgspecError as error:
+        raise web.HTTPBadRequest(text="the body is no selection of dead letters") from error
 
 
 def json_response(value: object, *, status: int = 200) -> web.Response:
@@ -253,7 +309,7 @@ async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     headers["X-Content-Type-Options"] = "nosniff"
     headers["X-Frame-Options"] = "DENY"
     headers["Referrer-Policy"] = "no-referrer"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
     headers.setdefault("Cache-Control", "no-store")
 
 

@@ -17,10 +17,10 @@ from typing import cast
 import msgspec
 import pytest
 
-from contract.log_contract import event, events, read_all
+from contract.log_contract import event, events, letter, read_all, seen_ids
 from headrace.cdc.config import Config, Duration, Size
 from headrace.cdc.errors import ConfigError, Fenced, LogError, LogLocked, LogUnavailable, Trimmed
-from headrace.cdc.log import sqlite, sqlite_checkpoint, sqlite_trim, sqlite_writer
+from headrace.cdc.log import sqlite, sqlite_checkpoint, sqlite_ids, sqlite_known, sqlite_trim, sqlite_writer
 from headrace.cdc.log.base import Bounds, Cursor
 from headrace.cdc.log.codec import BLOB_BYTES
 from headrace.cdc.log.memory import MemoryLogConfig
@@ -264,29 +264,111 @@ async def test_somebody_elses_database_is_refused(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-async def test_a_log_of_format_1_is_read_and_written_on(path: Path) -> None:
+_TO_FORMAT_2 = (
+    "drop table letter",
+    "drop table seen_run",
+    "drop table seen",
+    "update meta set value = 2 where key = 'format'",
+)
+_TO_FORMAT_1 = (
+    *_TO_FORMAT_2,
+    "drop view batches",
+    "drop table staged",
+    "drop table staging",
+    "create view batches as select id >> 48 as partition from batch",
+    "update meta set value = 1 where key = 'format'",
+)
+
+
+@pytest.mark.parametrize("statements", [_TO_FORMAT_1, _TO_FORMAT_2], ids=["1", "2"])
+async def test_a_log_of_a_former_format_is_read_and_written_on(path: Path, statements: tuple[str, ...]) -> None:
     log = await SQLiteLog.open(path)
     await log.append(events(0, 5), source="shop", state=b"a")
     await log.close()
-    for statement in (
-        "drop view batches",
-        "drop table staged",
-        "drop table staging",
-        "create view batches as select id >> 48 as partition from batch",
-        "update meta set value = 1 where key = 'format'",
-    ):
+    for statement in statements:
         change(path, statement)
     reader = await SQLiteLogReader.open(path)
     assert await read_all(reader) == events(0, 5)
+    assert await reader.letters() == []
     await reader.close()
     log = await SQLiteLog.open(path)
     await log.stage(events(5, 5), source="shop")
-    await log.append(events(10, 1), source="shop", state=b"b")
+    ids = seen_ids(0, 3)
+    await log.append(events(10, 1), source="shop", state=b"b", ids=ids, letters=[letter(1)])
     assert await read_all(log) == events(0, 11)
+    assert await log.seen(list(ids.bodies)) == ids.bodies
+    assert [stored.letter for stored in await log.letters()] == [letter(1)]
     await log.close()
-    assert rows(path, "select value from meta where key = 'format'") == [(2,)]
+    assert rows(path, "select value from meta where key = 'format'") == [(3,)]
     assert [row[0] for row in rows(path, "select end_offset from batches order by 1")] == [5, 10, 11]
     assert all(row[0] > 100 for row in rows(path, "select bytes from batches"))
+
+
+@pytest.fixture
+def few_recent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids move into the tree from 1,000 on, in steps of 100."""
+    monkeypatch.setattr(sqlite_known, "MERGE_IDS", 1000)
+    monkeypatch.setattr(sqlite_ids, "_STEP_IDS", 100)
+
+
+@pytest.mark.usefixtures("few_recent")
+async def test_ids_stay_known_while_and_after_they_move_into_the_tree_and_over_a_restart(path: Path) -> None:
+    log = await SQLiteLog.open(path)
+    everything: dict[bytes, bytes] = {}
+    for number in range(45):
+        ids = seen_ids(number * 100, 100)
+        everything |= ids.bodies
+        await log.append([], source="web", state=b"", ids=ids)
+        assert await log.seen(list(everything)) == everything
+    assert await log.seen(list(seen_ids(10_000, 50).bodies)) == {}
+    await log.close()
+    in_tree = rows(path, "select count(*) from seen")[0][0]
+    assert isinstance(in_tree, int) and in_tree >= 1000, "some have moved"
+    log = await SQLiteLog.open(path)
+    assert await log.seen(list(everything)) == everything, "before the filter is whole"
+    assert log._known._upkeep is not None
+    await log._known._upkeep
+    assert log._known._filter is not None
+    assert await log.seen(list(everything)) == everything
+    assert await log.seen(list(seen_ids(10_000, 50).bodies)) == {}
+    await log.close()
+
+
+@pytest.mark.usefixtures("few_recent")
+async def test_ids_are_forgotten_after_a_week_and_not_before(path: Path) -> None:
+    day_us = 86_400_000_000
+    log = await SQLiteLog.open(path)
+    old, middle, fresh = seen_ids(0, 1500, day=20_000), seen_ids(5000, 1200, day=20_004), seen_ids(9000, 10, day=20_008)
+    await log.append([], source="web", state=b"", ids=old)
+    await log.append([], source="web", state=b"", ids=middle)
+    await log.append([], source="web", state=b"", ids=fresh)
+    await log.retain(20_007 * day_us)
+    assert await log.seen(list(old.bodies)) == old.bodies
+    await log.retain(20_008 * day_us)
+    assert await log.seen(list(old.bodies)) == {}
+    assert await log.seen([*middle.bodies, *fresh.bodies]) == middle.bodies | fresh.bodies
+    await log.close()
+    log = await SQLiteLog.open(path)
+    await log.retain(20_030 * day_us)
+    assert await log.seen([*old.bodies, *middle.bodies, *fresh.bodies]) == {}
+    await log.close()
+    assert rows(path, "select (select count(*) from seen) + (select count(*) from seen_run)") == [(0,)]
+
+
+async def test_dead_letters_outlive_a_restart_and_keep_their_numbers(path: Path) -> None:
+    log = await SQLiteLog.open(path)
+    await log.append([], source="web", state=b"", letters=[letter(0), letter(1)])
+    await log.drop_letters([2])
+    assert log.stats().dead_letters == 1
+    await log.close()
+    log = await SQLiteLog.open(path)
+    assert log.stats().dead_letters == 1
+    await log.append([], source="web", state=b"", letters=[letter(2)])
+    assert [stored.id for stored in await log.letters()] == [1, 3]
+    reader = await SQLiteLogReader.open(path)
+    assert await reader.letters() == await log.letters()
+    await reader.close()
+    await log.close()
 
 
 async def test_a_reader_beside_sees_staged_events_once_they_are_published(path: Path, log: SQLiteLog) -> None:
@@ -332,8 +414,8 @@ async def test_a_batch_whose_staged_events_are_missing_is_named(path: Path, log:
 
 async def test_a_newer_format_is_refused_by_name(path: Path) -> None:
     await (await SQLiteLog.open(path)).close()
-    change(path, "update meta set value = 3 where key = 'format'")
-    with pytest.raises(LogError, match="its format is 3, and this one knows up to 2"):
+    change(path, "update meta set value = 4 where key = 'format'")
+    with pytest.raises(LogError, match="its format is 4, and this one knows up to 3"):
         await SQLiteLog.open(path)
 
 

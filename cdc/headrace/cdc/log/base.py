@@ -8,12 +8,18 @@ gap and are never used twice; a cursor behind the retention gets Trimmed, never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 from zlib import crc32
 
 import msgspec
 
 from headrace.cdc.event import CustomerEvent
+
+ID_WINDOW_US: Final = 7 * 86_400_000_000
+"""How long a message id is known at least."""
+
+LETTERS_BYTES: Final = 8 << 20
+"""No further dead letter is read at once when the bodies fill this."""
 
 
 class LogBatch(msgspec.Struct, frozen=True, gc=False):
@@ -34,6 +40,34 @@ class Bounds(msgspec.Struct, frozen=True):
 
     first: int
     end: int
+
+
+class SeenIds(msgspec.Struct, frozen=True, gc=False):
+    """Message ids that an append makes known. at_us: when they came. bodies: 16 bytes that stand for the id -> 8 that stand for the body."""
+
+    at_us: int
+    bodies: dict[bytes, bytes]
+
+
+class DeadLetter(msgspec.Struct, frozen=True, gc=False):
+    """An input that became no event. reason: a short code; detail: the sentence for people, without the input's own values.
+
+    body: the input's bytes as they came. context: JSON of what else its source needs to take it again.
+    """
+
+    source: str
+    reason: str
+    detail: str
+    received_us: int
+    body: bytes
+    context: bytes = b"{}"
+
+
+class StoredLetter(msgspec.Struct, frozen=True, gc=False):
+    """A dead letter of the log. Ids grow, and none is used twice."""
+
+    id: int
+    letter: DeadLetter
 
 
 class Cursor(msgspec.Struct, frozen=True):
@@ -57,14 +91,23 @@ class EventLog(Protocol):
     def partitions(self) -> int: ...
 
     async def append(
-        self, events: Sequence[CustomerEvent], *, source: str, state: bytes, epoch: int | None = None
+        self,
+        events: Sequence[CustomerEvent],
+        *,
+        source: str,
+        state: bytes,
+        epoch: int | None = None,
+        ids: SeenIds | None = None,
+        letters: Sequence[DeadLetter] = (),
+        retried: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """Store events and the source's state in one transaction; durable on return.
 
         events: whole source transactions in commit order, may be empty (only the state moves). state: opaque, at most
         1 MiB, replaces the source's former one. Appends of one caller keep their order even when they are not awaited
         one by one; neighbours may share one sync (group commit). Result: end offset of each partition after the append.
-        What the source has staged comes first, in the same transaction. Raises Fenced when a newer writer opened the log;
+        What the source has staged comes first, in the same transaction. ids: known to ``seen`` from this call on, at least for
+        ID_WINDOW_US. letters: set aside. retried: ids of dead letters that this append replaces. Raises Fenced when a newer writer opened the log;
         LogUnavailable when the disk refuses (nothing is stored then, nor is anything of a later append: the engine stays failed, so
         that order can't be broken by a gap).
         """
@@ -102,6 +145,18 @@ class EventLog(Protocol):
         """State of the last append of that source; None for a source that never appended."""
         ...
 
+    async def seen(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Which of these message ids an append has named, with the bytes of the body; also one that isn't durable yet."""
+        ...
+
+    async def letters(self, after: int = 0, *, limit: int = 100) -> list[StoredLetter]:
+        """Dead letters with an id above ``after``, oldest first: at most limit, and no more once their bodies fill 8 MiB."""
+        ...
+
+    async def drop_letters(self, ids: Sequence[int]) -> int:
+        """Forget dead letters; durable on return. Result: how many there were. An unknown id is fine."""
+        ...
+
     async def bounds(self, partition: int) -> Bounds: ...
 
     async def trim(self, partition: int, before: int, *, force: bool = False) -> int:
@@ -112,7 +167,10 @@ class EventLog(Protocol):
         ...
 
     async def retain(self, now_us: int) -> None:
-        """Drop what the configured retention (age, size) no longer keeps; called now and then."""
+        """Drop what the configured retention (age, size) no longer keeps; called now and then.
+
+        Dead letters go by the same age; message ids after ID_WINDOW_US.
+        """
         ...
 
     async def close(self) -> None:

@@ -12,7 +12,17 @@ from typing import ClassVar
 from headrace.cdc.config import Config, Section
 from headrace.cdc.errors import Fenced, LogError
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch, partition_of
+from headrace.cdc.log.base import (
+    ID_WINDOW_US,
+    LETTERS_BYTES,
+    Bounds,
+    Cursor,
+    DeadLetter,
+    LogBatch,
+    SeenIds,
+    StoredLetter,
+    partition_of,
+)
 from headrace.cdc.log.codec import pack
 from headrace.cdc.log.lane import Chunk, Lane
 from headrace.cdc.log.rules import check_commit, check_epoch, check_partition, check_read, check_state
@@ -36,6 +46,9 @@ class _Content:
         self.staged: dict[str, list[CustomerEvent]] = {}
         self.cursors: dict[tuple[str, int], Cursor] = {}
         self.waiters = Waiters(partitions)
+        self.ids: dict[bytes, tuple[int, bytes]] = {}
+        self.letters: dict[int, DeadLetter] = {}
+        self.next_letter = 1
 
 
 class MemoryLog:
@@ -73,7 +86,15 @@ class MemoryLog:
         return len(self._content.lanes)
 
     async def append(
-        self, events: Sequence[CustomerEvent], *, source: str, state: bytes, epoch: int | None = None
+        self,
+        events: Sequence[CustomerEvent],
+        *,
+        source: str,
+        state: bytes,
+        epoch: int | None = None,
+        ids: SeenIds | None = None,
+        letters: Sequence[DeadLetter] = (),
+        retried: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """See EventLog.append. Raises ValueError when state is above 1 MiB."""
         self._hold_epoch(epoch)
@@ -89,7 +110,36 @@ class MemoryLog:
                 content.ends[partition] = chunk.end_offset
             content.waiters.wake(partition)
         content.states[source] = state
+        if ids is not None:
+            content.ids |= {key: (ids.at_us, body) for key, body in ids.bodies.items()}
+        for letter in letters:
+            content.letters[content.next_letter] = letter
+            content.next_letter += 1
+        for number in retried:
+            content.letters.pop(number, None)
         return tuple(content.ends)
+
+    async def seen(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See EventLog.seen."""
+        self._check_open()
+        ids = self._content.ids
+        return {key: ids[key][1] for key in keys if key in ids}
+
+    async def letters(self, after: int = 0, *, limit: int = 100) -> list[StoredLetter]:
+        """See EventLog.letters."""
+        self._check_open()
+        found: list[StoredLetter] = []
+        held = 0
+        for number, letter in self._content.letters.items():
+            if number > after and len(found) < limit and held < LETTERS_BYTES:
+                found.append(StoredLetter(number, letter))
+                held += len(letter.body)
+        return found
+
+    async def drop_letters(self, ids: Sequence[int]) -> int:
+        """See EventLog.drop_letters."""
+        self._check_open()
+        return sum(self._content.letters.pop(number, None) is not None for number in ids)
 
     async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
         """See EventLog.stage; here it takes memory all the same."""
@@ -153,7 +203,12 @@ class MemoryLog:
         """See EventLog.retain."""
         self._check_open()
         content = self._content
+        content.ids = {key: found for key, found in content.ids.items() if found[0] >= now_us - ID_WINDOW_US}
         if self._retention_us is not None:
+            oldest_us = now_us - self._retention_us
+            content.letters = {
+                number: letter for number, letter in content.letters.items() if letter.received_us >= oldest_us
+            }
             for partition in range(self.partitions):
                 while self._drops_oldest(partition, before_us=now_us - self._retention_us):
                     pass

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from headrace.cdc.config import Config
 from headrace.cdc.errors import ConfigError
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch
+from headrace.cdc.log.base import Bounds, Cursor, LogBatch, StoredLetter
 
 
 class LogReader(Protocol):
@@ -25,6 +25,8 @@ class LogReader(Protocol):
     async def groups(self) -> dict[str, dict[int, Cursor]]:
         """Every stored cursor: group -> partition -> cursor."""
         ...
+
+    async def letters(self, after: int = 0, *, limit: int = 100) -> list[StoredLetter]: ...
 
     async def close(self) -> None: ...
 

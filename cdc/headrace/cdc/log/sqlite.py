@@ -21,17 +21,41 @@ from msgspec import Meta
 from headrace.cdc.config import Config, Duration, Section, Size
 from headrace.cdc.errors import LogError
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch, partition_of
+from headrace.cdc.log.base import (
+    ID_WINDOW_US,
+    Bounds,
+    Cursor,
+    DeadLetter,
+    LogBatch,
+    SeenIds,
+    StoredLetter,
+    partition_of,
+)
 from headrace.cdc.log.codec import pack
 from headrace.cdc.log.lane import Chunk, Tails
 from headrace.cdc.log.locking import WriterLock
 from headrace.cdc.log.rules import check_commit, check_epoch, check_partition, check_read, check_state
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
 from headrace.cdc.log.sqlite_file import Identity, check_folder, explained, open_reader, open_writer
+from headrace.cdc.log.sqlite_ids import ForgetLetters, PackedIds, packed
+from headrace.cdc.log.sqlite_known import KnownIds
+from headrace.cdc.log.sqlite_letters import count_letters, read_letters
 from headrace.cdc.log.sqlite_query import bounds, by_group, cursors, read_batch, source_state
 from headrace.cdc.log.sqlite_reader import SQLiteLogReader
 from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings
-from headrace.cdc.log.sqlite_writer import Append, Job, LanePart, Outcome, SetCursor, SQLiteWriter, Stage, Unstage, Work
+from headrace.cdc.log.sqlite_writer import (
+    Append,
+    DropLetters,
+    Job,
+    LanePart,
+    Outcome,
+    SetCursor,
+    SQLiteWriter,
+    Stage,
+    Step,
+    Unstage,
+    Work,
+)
 from headrace.cdc.log.waiters import Waiters
 
 _T = TypeVar("_T")
@@ -84,6 +108,7 @@ class SQLiteLogStats(msgspec.Struct, frozen=True):
     commit_s_total: float
     last_commit_s: float
     checkpoints_total: int
+    dead_letters: int = 0
 
 
 class SQLiteLog:
@@ -112,10 +137,12 @@ class SQLiteLog:
         self._next = list(self._ends)
         self._cursors = cursors(connection, path)
         self._cursors_asked = dict(self._cursors)
+        self._letters = count_letters(connection, path)
         self._tails = Tails(identity.partitions, _TAIL_BYTES)
         self._waiters = Waiters(identity.partitions)
         self._loop = asyncio.get_running_loop()
         self._readers = _Readers(path)
+        self._known = KnownIds(connection, path, self._submit, self._readers.run)
         self._checkpointer = Checkpointer(path, connection)
         self._writer = SQLiteWriter(path, connection, identity.epoch, self._checkpointer, self._hand_over)
         self._staged: dict[str, dict[int, int]] = {}
@@ -189,17 +216,26 @@ class SQLiteLog:
         return self._identity.epoch
 
     async def append(
-        self, events: Sequence[CustomerEvent], *, source: str, state: bytes, epoch: int | None = None
+        self,
+        events: Sequence[CustomerEvent],
+        *,
+        source: str,
+        state: bytes,
+        epoch: int | None = None,
+        ids: SeenIds | None = None,
+        letters: Sequence[DeadLetter] = (),
+        retried: Sequence[int] = (),
     ) -> tuple[int, ...]:
         """See EventLog.append. Cancelling the wait doesn't take the append back.
 
-        Raises ValueError when state is above 1 MiB. After a LogUnavailable whose cause is a failed sync the append may still turn up
+        Raises ValueError when state is above 1 MiB, or an id has another length. After a LogUnavailable whose cause is a failed sync the append may still turn up
         when the log is opened again: whole, with its state, and nothing after it.
         """
         # Up to submit without an await: the order of calls is the order of offsets.
         self._check_open()
         check_epoch(str(self._path), epoch, self._identity.epoch)
         check_state(source, state)
+        named = PackedIds(ids.at_us, packed(ids.bodies)) if ids is not None and ids.bodies else None
         staged = {
             partition: (self._next[partition], count) for partition, count in self._staged.pop(source, {}).items()
         }
@@ -217,8 +253,39 @@ class SQLiteLog:
             self._next[part.partition] += len(part.events)
             for piece in part.pieces:
                 size += len(piece.array)
-        ends: tuple[int, ...] = await self._submit(Append(source, state, parts, tuple(self._next), size, staged))
+        size += sum([len(letter.body) for letter in letters])
+        append = Append(
+            source,
+            state,
+            parts,
+            tuple(self._next),
+            size,
+            staged,
+            tuple(letters),
+            tuple(retried),
+            named,
+        )
+        waiting = self._submit(append)
+        if ids is not None and named is not None:
+            self._known.add(ids)
+        ends: tuple[int, ...] = await waiting
         return ends
+
+    async def seen(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See EventLog.seen."""
+        self._check_open()
+        return await self._known.seen(keys)
+
+    async def letters(self, after: int = 0, *, limit: int = 100) -> list[StoredLetter]:
+        """See EventLog.letters."""
+        self._check_open()
+        return await self._readers.run(lambda connection: read_letters(connection, self._path, after, limit))
+
+    async def drop_letters(self, ids: Sequence[int]) -> int:
+        """See EventLog.drop_letters."""
+        self._check_open()
+        step: Step = await self._submit(DropLetters(tuple(ids)))
+        return step.letters
 
     async def stage(self, events: Sequence[CustomerEvent], *, source: str, epoch: int | None = None) -> None:
         """See EventLog.stage. Cancelling the wait doesn't take it back."""
@@ -328,8 +395,16 @@ class SQLiteLog:
 
     async def retain(self, now_us: int) -> None:
         """See EventLog.retain. By age of a batch's newest committed_us, and by size of the pages in use, oldest batch first."""
+        await self._known.forget(now_us - ID_WINDOW_US)
         if self._retention_us is None and self._max_bytes is None:
             return
+        if self._retention_us is not None and self._letters:
+            forget = ForgetLetters(now_us - self._retention_us)
+            while True:
+                self._check_open()
+                forgotten: Step = await self._submit(forget)
+                if not forgotten.has_more:
+                    break
         cutoff_us = None if self._retention_us is None else now_us - self._retention_us
         retain = Retain(self._identity.partitions, cutoff_us, self._max_bytes)
         while True:
@@ -349,6 +424,7 @@ class SQLiteLog:
         try:
             if self._sweeping is not None:
                 await asyncio.wait([self._sweeping])
+            await self._known.close()
             await asyncio.to_thread(self._readers.close)
             await asyncio.to_thread(self._writer.stop)
             # The writer's last report was handed to the loop before its thread ended, so it runs before this task goes on.
@@ -374,6 +450,7 @@ class SQLiteLog:
             self._commit_s,
             self._last_commit_s,
             self._checkpointer.passes_total,
+            self._letters,
         )
 
     def _check_open(self) -> None:
@@ -409,11 +486,15 @@ class SQLiteLog:
             if isinstance(work, Append):
                 self._appended(work)
                 result = work.ends
+                self._letters += len(work.letters)
             elif isinstance(work, SetCursor):
                 self._cursors[work.group, work.partition] = work.cursor
             elif job.result is not None:
                 self._trimmed(job.result)
                 result = job.result
+            if job.step is not None:
+                self._letters -= job.step.letters
+                result = result or job.step
             if not job.future.done():
                 job.future.set_result(result)
 

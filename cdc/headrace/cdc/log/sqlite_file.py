@@ -1,7 +1,7 @@
 """The file of the embedded log: its schema, how it is created and opened, what SQLite's errors mean to a person.
 
 Knows no queue, no loop and no event. Follows the SQLite documentation (write-ahead logging, PRAGMA, result codes), read for
-versions 3.40 to 3.53. Layout, format 2::
+versions 3.40 to 3.53. Layout, format 3::
 
     meta     key -> value                         format, generation, partitions, epoch
     batch    id = partition << 48 | end offset    one blob of events, or as an integer the id of a staged one; the last column, so
@@ -11,6 +11,9 @@ versions 3.40 to 3.53. Layout, format 2::
     trimmed  partition -> first_offset            where a partition starts when no batch of it is left
     source   name -> state
     cursor   (group, partition) -> offset, state
+    letter   id -> a dead letter                  ids are never used twice
+    seen_run id -> at_us, entries                 message ids as they came, one row a transaction (sqlite_ids.py)
+    seen     key -> body, day                     the older ones, sorted
 
 ``id`` makes "the batch that holds offset o" one seek: the first id above ``partition << 48 | o``.
 
@@ -31,7 +34,7 @@ import msgspec
 
 from headrace.cdc.errors import ConfigError, LogError, LogUnavailable
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 OFFSET_BITS: Final = 48
 OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
 PAGE_BYTES: Final = 8192
@@ -51,6 +54,14 @@ _STAGED: Final = (
     from batch b left join staged s on typeof(b.events) = 'integer' and s.id = b.events""",
 )
 
+# Format 3 has these too.
+_COLLECTED: Final = (
+    """create table letter (id integer primary key autoincrement, source text not null, reason text not null,
+    detail text not null, received_us integer not null, context blob not null, body blob not null)""",
+    "create table seen_run (id integer primary key autoincrement, at_us integer not null, entries blob not null)",
+    "create table seen (key blob primary key, body blob not null, day integer not null) without rowid",
+)
+
 _SCHEMA: Final = (
     "create table meta (key text primary key, value) without rowid",
     """create table batch (id integer primary key, first_offset integer not null, newest_us integer not null,
@@ -60,9 +71,14 @@ _SCHEMA: Final = (
     """create table cursor ("group" text, partition integer, "offset" integer not null, state blob not null,
     primary key ("group", partition)) without rowid""",
     *_STAGED,
+    *_COLLECTED,
 )
 
-_TO_FORMAT_2: Final = ("drop view batches", *_STAGED, "update meta set value = 2 where key = 'format'")
+_UPGRADES: Final = {
+    1: ("drop view batches", *_STAGED, "update meta set value = 2 where key = 'format'"),
+    2: (*_COLLECTED, "update meta set value = 3 where key = 'format'"),
+}
+"""By the format they start from."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -265,12 +281,11 @@ def _create(connection: sqlite3.Connection, partitions: int) -> None:
 def _upgrade(connection: sqlite3.Connection) -> None:
     """Bring an older file to the present format; an older headrace then refuses it instead of misreading it."""
     (version,) = connection.execute("select value from meta where key = 'format'").fetchone()
-    if version >= FORMAT:
-        return
-    connection.execute("begin immediate")
-    for statement in _TO_FORMAT_2:
-        connection.execute(statement)
-    connection.execute("commit")
+    for former in range(version, FORMAT):
+        connection.execute("begin immediate")
+        for statement in _UPGRADES[former]:
+            connection.execute(statement)
+        connection.execute("commit")
 
 
 def _identity(connection: sqlite3.Connection, path: Path) -> Identity:

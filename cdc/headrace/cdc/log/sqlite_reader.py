@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from headrace.cdc.errors import LogError, LogUnavailable
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch
+from headrace.cdc.log.base import Bounds, Cursor, LogBatch, StoredLetter
 from headrace.cdc.log.rules import check_partition
 from headrace.cdc.log.sqlite_file import Identity, check_readable, identity, open_reader
+from headrace.cdc.log.sqlite_letters import read_letters
 from headrace.cdc.log.sqlite_query import bounds, by_group, cursors, data_version, read_batch, source_state
 
 _T = TypeVar("_T")
@@ -89,6 +90,10 @@ class SQLiteLogReader:
     async def groups(self) -> dict[str, dict[int, Cursor]]:
         """Every stored cursor: group -> partition -> cursor."""
         return by_group(await self._run(lambda connection: cursors(connection, self._path)))
+
+    async def letters(self, after: int = 0, *, limit: int = 100) -> list[StoredLetter]:
+        """See EventLog.letters."""
+        return await self._run(lambda connection: read_letters(connection, self._path, after, limit))
 
     async def source_state(self, source: str) -> bytes | None:
         return await self._run(lambda connection: source_state(connection, self._path, source))

@@ -23,10 +23,12 @@ import msgspec
 
 from headrace.cdc.errors import Fenced, LogError
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import Cursor
+from headrace.cdc.log.base import Cursor, DeadLetter
 from headrace.cdc.log.codec import BLOB_BYTES, Packed, frame
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
 from headrace.cdc.log.sqlite_file import PAGE_BYTES, batch_id, explained
+from headrace.cdc.log.sqlite_ids import ForgetIds, ForgetLetters, MergeIds, PackedIds, forget_ids_step, merge_step
+from headrace.cdc.log.sqlite_letters import forget_letters_step, is_whole_step, remove_letters, write_letters
 from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings, retain_step, sweep_step, trim_step
 
 _GROUP_BYTES: Final = 4 << 20
@@ -43,9 +45,10 @@ class LanePart(msgspec.Struct, gc=False, frozen=True):
 
 
 class Append(msgspec.Struct, gc=False, frozen=True):
-    """ends: of every partition after this append. bytes: encoded size of its events.
+    """ends: of every partition after this append. bytes: encoded size of its events and letters.
 
     staged: for each partition that gets staged events, the offset of the first of them and how many they are.
+    retried: dead letters that go with this append.
     """
 
     source: str
@@ -54,6 +57,9 @@ class Append(msgspec.Struct, gc=False, frozen=True):
     ends: tuple[int, ...]
     bytes: int
     staged: dict[int, tuple[int, int]]
+    letters: tuple[DeadLetter, ...]
+    retried: tuple[int, ...]
+    ids: PackedIds | None
 
 
 class Stage(msgspec.Struct, gc=False, frozen=True):
@@ -76,15 +82,31 @@ class SetCursor(msgspec.Struct, gc=False, frozen=True):
     cursor: Cursor
 
 
-Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep
+class DropLetters(msgspec.Struct, gc=False, frozen=True):
+    ids: tuple[int, ...]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What a step on ids or letters did. letters: how many are gone."""
+
+    has_more: bool = False
+    letters: int = 0
+
+
+Upkeep: TypeAlias = DropLetters | MergeIds | ForgetIds | ForgetLetters
+Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep | Upkeep
 
 
 class Job(msgspec.Struct, gc=False):
-    """One piece of work and who waits for it. result: of a Trim, Retain or Sweep, set in the transaction."""
+    """One piece of work and who waits for it. result: of a Trim, Retain or Sweep, set in the transaction.
+
+    step: the same of an Upkeep, and of an Append that replaces dead letters.
+    """
 
     work: Work
     future: asyncio.Future[Any]
     result: Trimmings | None = None
+    step: Step | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -231,10 +253,15 @@ class SQLiteWriter:
         sources: dict[str, bytes] = {}
         cursors: dict[tuple[str, int], Cursor] = {}
         runs: dict[int, _Run] = {}
+        ids: list[bytes] = []
+        ids_us = 0
         for job in jobs:
             work = job.work
             if isinstance(work, Append):
                 sources[work.source] = work.state
+                if work.ids is not None:
+                    ids.append(work.ids.entries)
+                    ids_us = max(ids_us, work.ids.at_us)
                 if work.staged:
                     for partition in work.staged:
                         if partition in runs:
@@ -275,8 +302,25 @@ class SQLiteWriter:
                 "insert or replace into cursor values (?, ?, ?, ?)", (group, partition, cursor.offset, cursor.state)
             )
         pages = len(blobs) + len(sources) + len(cursors) + 2 * len(staged)
+        written = sum(len(row[4]) for row in blobs if isinstance(row[4], bytes)) + sum(len(blob) for _, blob in staged)
+        if ids:
+            entries = ids[0] if len(ids) == 1 else b"".join(ids)
+            execute("insert into seen_run (at_us, entries) values (?, ?)", (ids_us, entries))
+            written += len(entries)
+            pages += 1
         for job in jobs:
             work = job.work
+            if isinstance(work, Append):
+                if work.letters:
+                    written += write_letters(self._connection, work.letters)
+                    pages += 1
+                if work.retried:
+                    job.step = Step(letters=remove_letters(self._connection, work.retried))
+                continue
+            if isinstance(work, DropLetters | MergeIds | ForgetIds | ForgetLetters):
+                job.step, touched = self._upkeep(work)
+                pages += touched
+                continue
             if isinstance(work, Trim):
                 job.result = trim_step(self._connection, work)
             elif isinstance(work, Retain):
@@ -287,8 +331,21 @@ class SQLiteWriter:
                 continue
             pages += job.result.pages
         execute("commit")
-        written = sum(len(row[4]) for row in blobs if isinstance(row[4], bytes)) + sum(len(blob) for _, blob in staged)
         return len(blobs), pages * PAGE_BYTES + written
+
+    def _upkeep(self, work: Upkeep) -> tuple[Step, int]:
+        """A step, and about how many pages it wrote."""
+        connection = self._connection
+        if isinstance(work, DropLetters):
+            gone = remove_letters(connection, work.ids)
+            return Step(letters=gone), 1 + gone
+        if isinstance(work, ForgetLetters):
+            gone = forget_letters_step(connection, work.before_us)
+            return Step(is_whole_step(gone), gone), 1 + gone
+        has_more, touched = (
+            merge_step(connection, work) if isinstance(work, MergeIds) else forget_ids_step(connection, work)
+        )
+        return Step(has_more), 1 + touched
 
     def _stage(self, work: Stage) -> Iterator[tuple[int, bytes]]:
         held = self._staged.setdefault(work.source, [])

@@ -6,12 +6,16 @@ both durable in one log transaction and only then calls ``durable``; a source co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from headrace.cdc.event import Change
+from headrace.cdc.log.base import EventLog, StoredLetter
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 
 class ChangeBatch(msgspec.Struct, gc=False):
@@ -99,3 +103,36 @@ class Source(Protocol):
         ...
 
     def status(self) -> SourceStatus: ...
+
+
+class PushedSource(Protocol):
+    """A source that is written to over HTTP: it appends to the log by itself, and has no place to go on from.
+
+    Built as any other source, ``kind(name, section, events)``; told from them by having routes.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_local_clients(self) -> bool:
+        """Whether only this machine's own programs may reach it."""
+        ...
+
+    def attach(self, log: EventLog, registry: CollectorRegistry, durable: Callable[[str, int, int], None]) -> None:
+        """Called once, before routes and run. durable: to be told of each append: source, events, when the first was received."""
+        ...
+
+    def routes(self) -> Sequence[Any]:
+        """Routes of the HTTP server; their handlers see to rights themselves."""
+        ...
+
+    async def run(self, on_started: Callable[[], None] | None = None) -> None:
+        """Take events until cancelled; then what was taken is durable. Raises what the log raises."""
+        ...
+
+    def status(self) -> SourceStatus: ...
+
+    async def retry(self, stored: StoredLetter) -> bool:
+        """Take a dead letter again, while it runs. True: it is gone, its events are in the log. False: it stays as it is."""
+        ...
