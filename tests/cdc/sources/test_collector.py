@@ -27,7 +27,7 @@ from headrace.cdc.sources import collector as collector_module
 from headrace.cdc.sources import collector_http, intake
 from headrace.cdc.sources.collector import Collector
 from headrace.cdc.sources.collector_config import CollectorConfig
-from serving import until
+from serving import no_snapshot, until
 
 DEADLINE_S = 10.0
 
@@ -533,6 +533,7 @@ def test_beyond_loopback_it_needs_keys() -> None:
             log=MemoryLog(),
             registry=web_module.CollectorRegistry(),
             troubles=dict,
+            snapshot=no_snapshot,
             pushed=[Collector("web", CollectorConfig(write_keys=keys))],
         )
 
