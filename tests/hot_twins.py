@@ -1,7 +1,7 @@
 """Runs the hot modules' .py files although compiled ones stand beside them: HEADRACE_PURE=1 (``make test`` does both).
 
-Such a run keeps only the tests whose module uses a hot module, itself or by what it imports; the others would only repeat
-themselves.
+Such a run keeps only the decoders' own tests, and those that hold what they decode against a server's SELECT; the others would only
+repeat themselves.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ HOT = runpy.run_path(str(ROOT / ".ci" / "hot.py"))
 
 NAMES = {".".join(Path(module).with_suffix("").parts[1:]): ROOT / module for module in HOT["hot_modules"]()}
 """Import name of each hot module, and its .py file."""
+
+_AGAINST_SELECT = (
+    "test_postgres_types.py",
+    "test_postgres_shapes.py",
+    "test_postgres_large.py",
+    "test_fold_property.py",
+)
 
 IS_PURE = os.environ.get("HEADRACE_PURE") == "1"
 
@@ -61,6 +68,10 @@ def uses_hot_module(module: ModuleType) -> bool:
     return False
 
 
+def _is_of_decoders(file: Path) -> bool:
+    return file.parent.name == "decode" or file.name in _AGAINST_SELECT
+
+
 def _origins(module: ModuleType) -> set[str]:
     """Names of the modules that a module's names come from."""
     values = list(vars(module).values())
@@ -88,7 +99,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     for item in items:
-        is_hot = isinstance(item, pytest.Function) and uses_hot_module(item.module)
+        is_hot = isinstance(item, pytest.Function) and _is_of_decoders(item.path) and uses_hot_module(item.module)
         (kept if is_hot else dropped).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=dropped)
