@@ -13,7 +13,8 @@ from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import Bounds, Cursor, LogBatch
 from headrace.sinks.base import Item, Sink, SinkSection
 from headrace.sinks.deadletter import DeadLetter, DeadLetters
-from headrace.sinks.dispatcher import Dispatcher, Range, Readable
+from headrace.sinks.dispatcher import Dispatcher, Range
+from headrace.sinks.intake import Readable
 
 
 class RangeCursors:

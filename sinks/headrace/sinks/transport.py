@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import os
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -78,9 +79,9 @@ class HttpClient:
         except aiohttp.ClientConnectorCertificateError as error:
             raise NoReply(f"the certificate of {host} can't be verified") from error
         except aiohttp.ClientConnectorError as error:
-            raise NoReply(
-                f"{host} can't be reached: {error.os_error.strerror or type(error.os_error).__name__}"
-            ) from error
+            number = error.os_error.errno  # the loop's own text repeats the address
+            why = type(error.os_error).__name__ if number is None else os.strerror(number)
+            raise NoReply(f"{host} can't be reached: {why}") from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise NoReply(f"{host} broke the connection off ({type(error).__name__})") from error
 
