@@ -198,6 +198,9 @@ class Mortal:
     async def stopped_keys(self, sink: str) -> set[str]:
         return await self._store.stopped_keys(sink)
 
+    async def buried(self, *place: Any) -> list[int]:
+        return await self._store.buried(*place)
+
     async def counts(self) -> dict[str, int]:
         return await self._store.counts()
 

@@ -241,6 +241,8 @@ async def test_dead_letters_are_kept_in_order_once_and_whole(kind: str, tmp_path
     assert [letter.offset for letter in await store.letters("crm")] == [1, 3, 4, 2]
     assert (await store.letters("crm", after=(0, 3), limit=1)) == [_letter(4)]
     assert await store.stopped_keys("crm") == {"k1", "k2", "k3", "k4"}
+    assert sorted(await store.buried("crm", "g1", 0, 3)) == [3, 4]
+    assert await store.buried("crm", "g2", 0, 0) == []
     await store.remove([_letter(1), _letter(1)])
     assert await store.stopped_keys("crm") == {"k2", "k3", "k4"}
     await store.pause("crm", 5)

@@ -212,9 +212,12 @@ class Dispatcher:
                 cursor = Cursor(bounds.first if self._section.start == "earliest" else bounds.end)
                 # At once: from here on the log keeps what this sink hasn't got.
                 await self._cursors.save(partition, cursor)
+            ledger = Ledger(cursor.offset, cursor.state)
+            # What was buried is done, also where a crash came before the checkpoint: sent again, it might be taken this time, behind its followers.
+            ledger.known(await self._letters.buried(self._name, self._log.generation, partition, cursor.offset))
             self._saved.append((cursor.offset, cursor.state))
             lanes = Lanes(
-                Ledger(cursor.offset, cursor.state),
+                ledger,
                 self._calls,
                 window=max(16, self._section.window // count),
                 window_bytes=max(1 << 20, self._section.window_bytes.bytes // count),
