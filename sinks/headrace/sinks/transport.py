@@ -44,7 +44,8 @@ class HttpClient:
     async def open(self) -> None:
         """Touches no network."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=30),
+            # Servers close idle connections after 5 s and more; a POST that meets the closing one has to be sent again.
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=4),
             # The dispatcher's time limit covers the whole request; a host that doesn't even answer the first packet is told sooner.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             auto_decompress=True,
