@@ -11,7 +11,8 @@ the log through lanes, requests and cursor, not an HTTP client. Each line is one
     batch    100 events a request, one of each customer
     run      100 events a request, runs of a customer among them (a destination that applies a request as a whole)
 
-and ``http`` sends runs over real HTTP to a server in a process of its own. ``order`` counts a customer's events that came out of order: always 0.
+and ``http`` sends runs over real HTTP to a server in a process of its own. ``paced`` is 1,000 lone appends a second: from the append's call to the
+request's begin, the log's sync included. ``order`` counts a customer's events that came out of order: always 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import multiprocessing
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -58,6 +60,8 @@ class Line(msgspec.Struct, frozen=True):
     cpu_us_per_event: float
     requests: int
     order: int
+    p50_ms: float | None = None
+    p99_ms: float | None = None
 
 
 class Sleeper:
@@ -163,6 +167,42 @@ async def over_http(log: SQLiteLog, traffic: str, port: int, count: int, concurr
     )
 
 
+async def paced(folder: Path, seconds: float, answer_s: float) -> Line:
+    log = await SQLiteLog.open(folder / "paced.log.db")
+    began: dict[int, float] = {}
+    took: list[float] = []
+
+    class Timed(Sleeper):
+        async def send(self, call: str, items: Sequence[Item]) -> Answer:
+            now_s = time.perf_counter()
+            took.extend(now_s - began[item.offset] for item in items)
+            return await super().send(call, items)
+
+    sink = Timed(CALLS["one"], answer_s)
+    work = Dispatcher("paced", sink, SinkSection(concurrency=64), log=log, cursors=LogCursors(log, "paced"), letters=MemorySinkStore())  # fmt: skip
+    running = asyncio.create_task(work.run())
+    events = made_events(int(seconds * 1_000), "even")
+    cpu_s, start_s = time.process_time(), time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number, event in enumerate(events):
+            if (early_s := start_s + number / 1_000 - time.perf_counter()) > 0:
+                await asyncio.sleep(early_s)
+            began[number] = time.perf_counter()
+            group.create_task(log.append([event], source="shop", state=b""))
+    while work.offsets != [len(events)]:  # noqa: ASYNC110  # the dispatcher is measured as it is
+        await asyncio.sleep(0.002)
+    wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_s
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await log.close()
+    cuts = statistics.quantiles(took, n=100)
+    count = len(events)
+    return Line(
+        "even", "paced", 64, count, round(count / wall_s), round(cpu_s / count * 1e6, 2), work.numbers.calls, sink.wrong,
+        round(cuts[49] * 1_000, 2), round(cuts[98] * 1_000, 2),
+    )  # fmt: skip
+
+
 async def measure(count: int, answer_s: float, port: int, folder: Path) -> list[Line]:
     lines: list[Line] = []
     for traffic in ("even", "hot"):
@@ -179,6 +219,7 @@ async def measure(count: int, answer_s: float, port: int, folder: Path) -> list[
         lines.append(await over_http(log, traffic, port, count, 32))
         await small.close()
         await log.close()
+    lines.append(await paced(folder, 5.0, answer_s))
     return lines
 
 
@@ -215,6 +256,7 @@ def main() -> None:
         print(
             f"{line.traffic:8} {line.request:9} {line.concurrency:7} {line.events:8,} {line.events_per_s:9,.0f}"
             f" {line.cpu_us_per_event:7.1f} {line.requests:8,} {line.order:5}"
+            + ("" if line.p50_ms is None else f"  p50 {line.p50_ms} ms, p99 {line.p99_ms} ms")
         )
 
 

@@ -190,13 +190,16 @@ class Mortal:
         await self._log.commit("sink:s", partition, cursor.offset, state=cursor.state)
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
-        await asyncio.sleep(0.3)  # slower than a checkpoint: one that came before the burial would be caught by a crash
+        await asyncio.sleep(0.8)  # slower than a checkpoint: one that came before the burial would be caught by a crash
         await self._pass()
         await self._store.bury(letters)
         await self._pass()  # a crash between the burial and its answer
 
     async def stopped_keys(self, sink: str) -> set[str]:
         return await self._store.stopped_keys(sink)
+
+    async def buried(self, *place: Any) -> list[int]:
+        return await self._store.buried(*place)
 
     async def counts(self) -> dict[str, int]:
         return await self._store.counts()

@@ -157,6 +157,31 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     gc.unfreeze()  # a ready process freezes what it was made of
 
 
+class Several:
+    """A consumer type that builds two consumers of one section."""
+
+    section = None
+    config_type = None
+
+    def __init__(self, *followers: Follower) -> None:
+        self.followers = followers
+
+    def build(self, section: Any, services: Services) -> list[Follower]:
+        return [found for each in self.followers if (found := each.build(section, services)) is not None]
+
+
+async def test_one_section_may_have_several_consumers_which_fail_alone(process: Process) -> None:
+    fine, broken = Follower("fine"), Follower("broken", DefinitionError("it is wrong"))
+    process.followers["several"] = Several(fine, broken)  # type: ignore[assignment]
+    process.source(batch(1))
+    async with process.running() as url:
+        await until(lambda: bool(fine.events))
+        async with aiohttp.ClientSession() as http, http.get(f"{url}/readyz") as answer:
+            parts = {part["part"]: part for part in (await answer.json())["parts"]}
+        assert parts["fine"]["is_ready"] and parts["broken"]["reason"] == "it is wrong"
+    assert fine.is_stopped
+
+
 async def test_a_process_is_ready_when_every_source_streams_and_serves_until_it_is_stopped(process: Process) -> None:
     sources = [process.source(batch(1), batch(2)), process.source(name="other")]
     follower = process.follower("follower")

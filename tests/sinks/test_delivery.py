@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from prometheus_client.exposition import generate_latest
 from headrace.cdc import config as configuration
 from headrace.cdc.config import Config
 from headrace.cdc.consumer import Services
+from headrace.cdc.errors import SinkStoreError
 from headrace.cdc.log.sqlite import SQLiteLog
+from headrace.sinks.base import Item
 from headrace.sinks.deadletter import DeadLetter, MemorySinkStore
 from headrace.sinks.delivery import SinkConsumer, Sinks
+from headrace.sinks.http import HttpSink
+from headrace.sinks.httpdefinition import Destination, HttpConfig
 from headrace.sinks.sinkfile import SinkFile
+from headrace.sinks.verdict import Answer
 from hook_server import Hook, hook_server
-from shop_log import order_event
+from shop_log import ShopLog, order_event
 
 DEADLINE_S = 15.0
 
@@ -177,6 +182,51 @@ async def test_a_held_key_goes_on_once_its_dead_letters_are_gone(tmp_path: Path,
     await store.close()
 
 
+class FailingStore(MemorySinkStore):
+    """Its disk is full until ``is_full`` is taken back."""
+
+    is_full = True
+
+    async def bury(self, letters: Sequence[DeadLetter]) -> None:
+        if self.is_full:
+            raise SinkStoreError("the disk is full")
+        await super().bury(letters)
+
+
+async def test_without_a_durable_dead_letter_nothing_goes_on_and_the_next_run_does(hook: Hook) -> None:
+    hook.answer = lambda body: 422 if body["id"] == "shop-1" else 200
+    log, store = ShopLog(), FailingStore()
+    await log.append([order_event(number, key="a") for number in range(3)])
+    destination = Destination(url=hook.url)
+    section = HttpConfig(destination=destination)
+    consumer = SinkConsumer("crm", HttpSink(destination), section, log=log, store=store)
+    with pytest.raises(SinkStoreError):
+        await consumer.run()
+    assert numbers(hook) == [0] and consumer.status()["offset"] == [1]
+    store.is_full = False
+    running = asyncio.create_task(consumer.run())
+    await until(lambda: consumer.status()["offset"] == [3])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert numbers(hook) == [0, 2], "what had its answer isn't sent again"
+
+
+async def test_a_defect_of_a_sink_type_stops_that_sink_loudly(hook: Hook) -> None:
+    class Broken(HttpSink):
+        async def send(self, call: str, items: Sequence[Item]) -> Answer:
+            raise ZeroDivisionError
+
+    log = ShopLog()
+    await log.append([order_event(1)])
+    destination = Destination(url=hook.url)
+    consumer = SinkConsumer(
+        "crm", Broken(destination), HttpConfig(destination=destination), log=log, store=MemorySinkStore()
+    )
+    with pytest.raises(ZeroDivisionError):
+        await consumer.run()
+    assert consumer.status()["offset"] == [0]
+
+
 def _letter(offset: int, *, sink: str = "crm", partition: int = 0) -> DeadLetter:
     return DeadLetter(sink, "g1", partition, offset, f"k{offset}", "no", 1, False, 5, order_event(offset))
 
@@ -191,6 +241,8 @@ async def test_dead_letters_are_kept_in_order_once_and_whole(kind: str, tmp_path
     assert [letter.offset for letter in await store.letters("crm")] == [1, 3, 4, 2]
     assert (await store.letters("crm", after=(0, 3), limit=1)) == [_letter(4)]
     assert await store.stopped_keys("crm") == {"k1", "k2", "k3", "k4"}
+    assert sorted(await store.buried("crm", "g1", 0, 3)) == [3, 4]
+    assert await store.buried("crm", "g2", 0, 0) == []
     await store.remove([_letter(1), _letter(1)])
     assert await store.stopped_keys("crm") == {"k2", "k3", "k4"}
     await store.pause("crm", 5)

@@ -38,6 +38,13 @@ def test_a_checkpoint_knows_exactly_what_is_done(seed: int) -> None:
     assert again == set(range(first, first + count)) - done
 
 
+def test_what_is_known_to_be_done_is_not_looked_at_again() -> None:
+    ledger = Ledger(5)
+    ledger.known([3, 5, 6, 9])
+    assert (ledger.next, ledger.scan) == (7, 7)
+    assert [offset for offset in range(7, 12) if ledger.look(offset)] == [7, 8, 10, 11]
+
+
 def test_the_largest_span_fits_into_a_cursors_state() -> None:
     ledger = Ledger(0)
     for offset in range(MAX_SPAN):

@@ -53,27 +53,27 @@ def numbers(hook: Hook) -> list[int]:
 def test_a_replay_by_offsets_or_times_delivers_just_that_and_is_marked(
     file: str, hook: Hook, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", file, "crm", "--from", "3", "--to", "6", "--json"]) == 0
+    assert main(["replay", "crm", file, "--from", "3", "--to", "6", "--json"]) == 0
     assert _json(capsys) == {
         "sink": "crm", "is_whole": True, "delivered": 3, "dead": 0, "skipped": 0, "offsets": {"0": 6},
     }  # fmt: skip
     assert numbers(hook) == [3, 4, 5] and {headers["headrace-replay"] for headers in hook.headers} == {"true"}
     hook.got.clear()
-    assert main(["replay", file, "crm", "--from", "2023-11-14T22:13:27Z", "--to", "2023-11-14T22:13:29+00:00"]) == 0
+    assert main(["replay", "crm", file, "--from", "2023-11-14T22:13:27Z", "--to", "2023-11-14T22:13:29+00:00"]) == 0
     assert numbers(hook) == [7, 8]
     assert "2 events delivered" in capsys.readouterr().out
     hook.got.clear()
-    assert main(["replay", file, "crm", "--from", "earliest"]) == 0
+    assert main(["replay", "crm", file, "--from", "earliest"]) == 0
     assert numbers(hook) == list(range(10))
 
 
 def test_a_replayed_event_that_is_refused_becomes_a_dead_letter(file: str, hook: Hook, tmp_path: Path) -> None:
     hook.answer = lambda body: 422 if body["id"] == "shop-4" else 200
-    assert main(["replay", file, "crm", "--from", "3", "--to", "6"]) == 7
+    assert main(["replay", "crm", file, "--from", "3", "--to", "6"]) == 7
     assert numbers(hook) == [3, 5]
-    assert main(["replay", file, "crm", "--dead-letters"]) == 7, "it is refused again, and stays"
+    assert main(["replay", "crm", file, "--dead-letters"]) == 7, "it is refused again, and stays"
     hook.answer = lambda body: 200
-    assert main(["replay", file, "crm", "--dead-letters"]) == 0
+    assert main(["replay", "crm", file, "--dead-letters"]) == 0
     assert numbers(hook) == [3, 4, 5]
 
     async def left() -> list[DeadLetter]:
@@ -100,12 +100,12 @@ def test_a_replayed_event_that_is_refused_becomes_a_dead_letter(file: str, hook:
 def test_a_place_that_makes_no_sense_is_told(
     file: str, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
-    assert main(["replay", file, "crm", *words]) == 2
+    assert main(["replay", "crm", file, *words]) == 2
     assert told in capsys.readouterr().err
 
 
 def test_an_unknown_sink_is_told_with_the_known_ones(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["replay", file, "crn", "--from", "0"], ["sink", "pause", file, "crn"]):
+    for words in (["replay", "crn", file, "--from", "0"], ["sink", "pause", "crn", file]):
         assert main(words) == 2
         assert "name one of: crm" in capsys.readouterr().err
 
@@ -116,12 +116,12 @@ def test_ls_shows_what_log_and_file_hold_when_nothing_runs(
     assert main(["sink", "ls", file]) == 0
     assert "not running" in capsys.readouterr().out
     assert not (tmp_path / "shop.log.db.sinks").exists(), "looking makes no file"
-    assert main(["sink", "pause", file, "crm"]) == 0
+    assert main(["sink", "pause", "crm", file]) == 0
     capsys.readouterr()
     assert main(["sink", "ls", file, "--json"]) == 0
     line = _json(capsys)["sinks"]["crm"]
     assert (line["state"], line["type"], line["dead_letters"]) == ("paused", "http", 0)
-    assert main(["sink", "resume", file, "crm"]) == 0
+    assert main(["sink", "resume", "crm", file]) == 0
     capsys.readouterr()
     assert main(["sink", "ls", file, "--json"]) == 0
     assert _json(capsys)["sinks"]["crm"]["state"] == "not running"

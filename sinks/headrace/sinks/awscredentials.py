@@ -49,13 +49,14 @@ class CredentialSource:
             return self._found
         async with self._lock:
             if self._found is None or self._clock() >= self._until_s:
-                self._found, is_fixed = await self._look()
+                found, is_fixed = await self._look()
+                self._found = found
                 self._until_s = float("inf") if is_fixed else self._clock() + _KEEP_S
-        return self._found
+            return self._found
 
     def forget(self) -> None:
         """They were refused as outdated: look again before the next request."""
-        self._found = None
+        self._found = self._session = None
 
     async def _look(self) -> tuple[Credentials, bool]:
         found = from_environment(self._environ) if not self._profile else None

@@ -88,7 +88,10 @@ class OrderConfig(Section, frozen=True):
     """What must stay in order."""
 
     key: Annotated[
-        OrderKey, Meta(description="Events with the same value keep their order; customer is the event's customer key.")
+        OrderKey,
+        Meta(
+            description="Events with the same value keep their order. customer: the event's customer key, which also stands in where another is missing."
+        ),
     ] = "customer"
     mode: Annotated[
         Literal["auto", "one", "run", "none"],

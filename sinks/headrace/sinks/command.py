@@ -41,8 +41,8 @@ def _configure(parser: ArgumentParser) -> None:
         parser_.add_argument("--json", action="store_true", help="one JSON object, for machines")
     for action, text in (("pause", "begin no further request until resume"), ("resume", "go on after pause")):
         switch = actions.add_parser(action, help=text)
-        switch.add_argument("config", metavar="FILE", help="configuration")
         switch.add_argument("sink", metavar="SINK", help="name of the sink")
+        config_argument(switch)
 
 
 def _run(arguments: Namespace) -> int:

@@ -43,6 +43,10 @@ class DeadLetters(Protocol):
         """Keys with a dead letter of that sink: under ``poison: hold`` their later events follow it."""
         ...
 
+    async def buried(self, sink: str, generation: str, partition: int, first: int) -> list[int]:
+        """Offsets from ``first`` on that are dead letters of that sink: done, though a crash came before the cursor knew."""
+        ...
+
     async def counts(self) -> dict[str, int]:
         """How many are kept, by sink."""
         ...
@@ -83,6 +87,15 @@ class MemorySinkStore:
     async def stopped_keys(self, sink: str) -> set[str]:
         """See DeadLetters."""
         return {letter.key for letter in self._letters.values() if letter.sink == sink}
+
+    async def buried(self, sink: str, generation: str, partition: int, first: int) -> list[int]:
+        """See DeadLetters."""
+        return [
+            letter.offset
+            for letter in self._letters.values()
+            if (letter.sink, letter.generation, letter.partition) == (sink, generation, partition)
+            and letter.offset >= first
+        ]
 
     async def counts(self) -> dict[str, int]:
         """See DeadLetters."""

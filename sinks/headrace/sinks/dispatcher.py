@@ -2,7 +2,7 @@
 
 All order and all progress are in lanes.py; here are the tasks that move it::
 
-    scan, reread   one pair a partition: read the log, hold what the sink wants
+    scan, reread   one pair a partition (intake.py): read the log, hold what the sink wants
     pump           makes requests of what is ready, as breaker, rate and concurrency allow
     carry          one a request: send, rule, bury (durable first), settle
     checkpoint     now and then stores cursor and done flags
@@ -14,49 +14,36 @@ Nothing is acknowledged to the log but what is done, so a crash at any point rep
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from headrace.cdc.consumer import Health
-from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import Bounds, Cursor, LogBatch
-from headrace.sinks.base import CallSpec, Item, Sink, SinkSection, Unfit
+from headrace.cdc.errors import LogError
+from headrace.cdc.log.base import Cursor
+from headrace.sinks.base import CallSpec, Item, Sink, SinkSection
 from headrace.sinks.breaker import Breaker, BreakerState
 from headrace.sinks.deadletter import DeadLetter, DeadLetters
-from headrace.sinks.lanes import DEAD, Flight, Lanes, stop
+from headrace.sinks.intake import Intake, Readable
+from headrace.sinks.lanes import DEAD, Flight, Lanes
 from headrace.sinks.ledger import Ledger
 from headrace.sinks.rate import Rate
 from headrace.sinks.sinkmetrics import SinkNumbers
 from headrace.sinks.splitting import Carried, carry
 from headrace.sinks.verdict import Answer, FaultKind, outage, refused
 
-_READ_BYTES: Final = 256 << 10
-_WAIT_S: Final = 1.0
-_CHECKPOINT_S: Final = 0.1
-_DRAIN_S: Final = 2.0
+_log = logging.getLogger("headrace.sink")
+
+_TELL_EVERY_S: Final = 10.0
+_CHECKPOINT_S: Final = 0.5
+"""Each checkpoint is a sync of the log's disk that lone appends wait for, so it is rare. A crash repeats what was delivered since the last."""
+_DRAIN_S: Final = 1.5
 """How long a stop waits for the answers of requests under way; without them they are sent again at the next start."""
-_SLICE: Final = 64
-"""Events held before the scan looks again whether it may go on."""
 _SNAPSHOT: Final = "read"
-
-
-class Readable(Protocol):
-    """The half of a log that delivery reads; EventLog and LogReader both are."""
-
-    @property
-    def generation(self) -> str: ...
-
-    @property
-    def partitions(self) -> int: ...
-
-    async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch: ...
-
-    async def bounds(self, partition: int) -> Bounds: ...
 
 
 class Cursors(Protocol):
@@ -111,8 +98,6 @@ class Dispatcher:
         self._wall = wall
         self._chance = chance
         self._share = share
-        self._wants = section.when.wants
-        self._key_of = _KEYS[section.order.key]
         self._calls = _effective_calls(sink.calls, section)
         self._rates = {call.name: Rate(call.rate) for call in self._calls}
         self._limits: dict[str, int] = {}
@@ -120,8 +105,7 @@ class Dispatcher:
         self.pause_reason = ""
         self._lanes: list[Lanes] = []
         self._saved: list[tuple[int, bytes]] = []
-        self._times: list[deque[tuple[int, int]]] = []
-        self._ends: list[int] = []
+        self._intakes: list[Intake] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
         self._in_flight = 0
@@ -129,6 +113,8 @@ class Dispatcher:
         self._room = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
         self._turn = 0
+        self._untold = 0
+        self._tell_from_s = float("-inf")
         self.numbers = numbers if numbers is not None else SinkNumbers()
         self.numbers.in_flight = lambda: self._in_flight
         self.numbers.held = lambda: sum(lanes.held for lanes in self._lanes)
@@ -144,15 +130,8 @@ class Dispatcher:
 
     def oldest_s(self) -> float:
         """Age of the oldest event that isn't done, by its commit time; 0 when all that was read is done. To about one read's length."""
-        oldest_us: int | None = None
-        for lanes, times in zip(self._lanes, self._times, strict=True):
-            if lanes.ledger.next >= lanes.ledger.scan:
-                continue
-            while len(times) > 1 and times[1][0] <= lanes.ledger.next:
-                times.popleft()
-            if times and (oldest_us is None or times[0][1] < oldest_us):
-                oldest_us = times[0][1]
-        return 0.0 if oldest_us is None else max(0.0, self._wall() - oldest_us / 1_000_000)
+        times_us = [found for intake in self._intakes if (found := intake.oldest_us()) is not None]
+        return max(0.0, self._wall() - min(times_us) / 1_000_000) if times_us else 0.0
 
     def health(self) -> Health:
         part = f"sinks/{self._name}"
@@ -208,8 +187,8 @@ class Dispatcher:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._watch())]
                     for partition in self._partitions():
-                        tasks.append(group.create_task(self._scan(partition)))
-                        tasks.append(group.create_task(self._reread(partition)))
+                        tasks.append(group.create_task(self._intakes[partition].scan(self._end(partition))))
+                        tasks.append(group.create_task(self._intakes[partition].reread()))
                     tasks.append(group.create_task(self._pump()))
                     tasks.append(group.create_task(self._checkpoints()))
                     if self._ranges is not None:
@@ -225,7 +204,7 @@ class Dispatcher:
         stopped = await self._letters.stopped_keys(self._name) if self._section.poison == "hold" else set[str]()
         count = self._log.partitions
         self.breaker = Breaker()
-        self._lanes, self._saved, self._times, self._ends = [], [], [], []
+        self._lanes, self._saved, self._intakes = [], [], []
         for partition in range(count):
             cursor = await self._cursors.load(partition)
             bounds = await self._log.bounds(partition)
@@ -233,22 +212,28 @@ class Dispatcher:
                 cursor = Cursor(bounds.first if self._section.start == "earliest" else bounds.end)
                 # At once: from here on the log keeps what this sink hasn't got.
                 await self._cursors.save(partition, cursor)
+            ledger = Ledger(cursor.offset, cursor.state)
+            # What was buried is done, also where a crash came before the checkpoint: sent again, it might be taken this time, behind its followers.
+            ledger.known(await self._letters.buried(self._name, self._log.generation, partition, cursor.offset))
             self._saved.append((cursor.offset, cursor.state))
-            self._times.append(deque())
-            self._ends.append(bounds.end)
-            self._lanes.append(
-                Lanes(
-                    Ledger(cursor.offset, cursor.state),
-                    self._calls,
-                    window=max(16, self._section.window // count),
-                    window_bytes=max(1 << 20, self._section.window_bytes.bytes // count),
-                    share=self._share,
-                    attempts=self._section.attempts,
-                    is_ordered=self._section.order.mode != "none",
-                    is_holding=self._section.poison == "hold",
-                    held_keys=sorted(stopped),
-                )
+            lanes = Lanes(
+                ledger,
+                self._calls,
+                window=max(16, self._section.window // count),
+                window_bytes=max(1 << 20, self._section.window_bytes.bytes // count),
+                share=self._share,
+                attempts=self._section.attempts,
+                is_ordered=self._section.order.mode != "none",
+                is_holding=self._section.poison == "hold",
+                held_keys=sorted(stopped),
             )
+            self._lanes.append(lanes)
+            self._intakes.append(
+                Intake(
+                    self._log, partition, lanes, self._sink, self._section,
+                    numbers=self.numbers, clock=self._clock, wake=self._wake, room=self._room,
+                )
+            )  # fmt: skip
 
     def _partitions(self) -> Sequence[int]:
         return range(self._log.partitions) if self._ranges is None else sorted(self._ranges)
@@ -263,99 +248,6 @@ class Dispatcher:
             await self._room.wait()
         for task in tasks:
             task.cancel()
-
-    # in: the log
-
-    async def _scan(self, partition: int) -> None:
-        lanes, end = self._lanes[partition], self._end(partition)
-        while end is None or lanes.ledger.scan < end:
-            await self._until_scan(lanes)
-            first = lanes.ledger.scan
-            batch = await self._log.read(partition, first, max_bytes=_READ_BYTES, wait_s=_WAIT_S)
-            if not batch.events:
-                continue
-            events = batch.events if end is None else batch.events[: end - first]
-            self._times[partition].append((first, events[0].committed_us))
-            self._ends[partition] = max(self._ends[partition], batch.next_offset)
-            for start in range(0, len(events), _SLICE):
-                await self._until_scan(lanes)
-                self._hold_slice(lanes, first + start, events[start : start + _SLICE])
-                # A log that always has more must not keep answers, which free the hottest keys, from their turn.
-                await asyncio.sleep(0)
-
-    def _hold_slice(self, lanes: Lanes, first: int, events: Sequence[CustomerEvent]) -> None:
-        """May overshoot the window by less than a slice."""
-        ledger, now_s, wants, key_of = lanes.ledger, self._clock(), self._wants, self._key_of
-        skipped = 0
-        for offset, event in enumerate(events, first):
-            if not ledger.look(offset):
-                continue
-            if not wants(event):
-                ledger.done(offset)
-                skipped += 1
-                continue
-            key = lanes.lane_key(key_of(event), offset)
-            if lanes.leaves(key, offset):
-                continue
-            skipped += self._hold(lanes, event, offset, key, now_s)
-        if skipped:
-            self.numbers.skipped += skipped
-            self._room.set()
-        if skipped < len(events):
-            self._wake.set()
-
-    def _hold(self, lanes: Lanes, event: CustomerEvent, offset: int, key: str, now_s: float) -> int:
-        """1 when the sink has no use for the event."""
-        if lanes.stop_key(key):
-            item: Item | None = stop(Item(offset, key, event, "", "", None, 0))
-        else:
-            try:
-                item = self._sink.prepare(event, offset, key)
-            except Unfit as unfit:
-                item = Item(offset, key, event, DEAD.name, "", None, 0, fault=str(unfit))
-        if item is None:
-            lanes.ledger.done(offset)
-            return 1
-        lanes.hold(item, now_s)
-        return 0
-
-    async def _until_scan(self, lanes: Lanes) -> None:
-        while not lanes.may_scan:
-            self._room.clear()
-            await self._room.wait()
-
-    async def _reread(self, partition: int) -> None:
-        """Serve the keys whose events were left in the log; see lanes.py."""
-        lanes = self._lanes[partition]
-        while True:
-            start = lanes.reread_from()
-            if start is None:
-                self._room.clear()
-                await self._room.wait()
-                continue
-            batch = await self._log.read(partition, start, max_bytes=_READ_BYTES)
-            self._serve_left(lanes, start, batch.events)
-            self._wake.set()
-            self._room.set()
-            await asyncio.sleep(0)
-
-    def _serve_left(self, lanes: Lanes, first: int, events: Sequence[CustomerEvent]) -> None:
-        ledger, now_s = lanes.ledger, self._clock()
-        keys = lanes.returning(first)
-        offset = first
-        for event in events[: ledger.scan - first]:
-            if not keys:
-                return
-            key = lanes.lane_key(self._key_of(event), offset)
-            if key in keys and lanes.has_left(key, offset) and not ledger.is_done(offset) and self._wants(event):
-                if lanes.leave_from(key, offset):
-                    keys.discard(key)
-                else:
-                    self.numbers.skipped += self._hold(lanes, event, offset, key, now_s)
-            offset += 1
-        lanes.returned(keys, offset)
-
-    # out: the destination
 
     async def _pump(self) -> None:
         while True:
@@ -461,8 +353,13 @@ class Dispatcher:
         """What the answer says about the destination."""
         now_s = self._clock()
         fault = carried.fault
+        before = self.breaker.state
+        limit = self._limits.get(call.name)
         if carried.was_too_large:
-            self._limits[call.name] = max(1, min(events, self._limits.get(call.name, events)) // 2)
+            self._limits[call.name] = max(1, min(events, limit or events) // 2)
+        elif limit is not None and fault is None and events >= limit:
+            # It may have been a few large events: find the way back up, a tenth at a time.
+            self._limits[call.name] = limit + max(1, limit // 10)
         if fault is not None:
             self.numbers.faults += 1
         if fault is None or fault.kind is FaultKind.THROTTLED:
@@ -475,11 +372,34 @@ class Dispatcher:
             self.breaker.denied(now_s, fault.reason)
         else:
             self.breaker.failed(now_s, fault.reason, fault.after_s)
+        if self.breaker.state is not before:
+            self._tell_breaker(before)
+
+    def _tell_breaker(self, before: BreakerState) -> None:
+        """A line when deliveries stop, and one when they go on; not one for each probe."""
+        if self.breaker.state is BreakerState.CLOSED:
+            _log.info("sink %s: the destination is back", self._name)
+        elif before is BreakerState.CLOSED:
+            _log.warning(
+                "sink %s: %s; it is asked again now and then, and what comes waits", self._name, self.breaker.reason
+            )
+
+    def _tell_buried(self, buried: Sequence[tuple[Item, str]]) -> None:
+        self._untold += len(buried)
+        now_s = self._clock()
+        if now_s >= self._tell_from_s:
+            item, reason = buried[0]
+            _log.warning(
+                "sink %s: %d events became dead letters since the last word on it, now the one at offset %d: %s",
+                self._name, self._untold, item.offset, reason,
+            )  # fmt: skip
+            self._untold, self._tell_from_s = 0, now_s + _TELL_EVERY_S
 
     async def _settle(self, lanes: Lanes, flight: Flight, verdicts: Sequence[Any]) -> None:
         ruling = lanes.rule(flight, verdicts)
         if ruling.buried:
             await self._bury(lanes, ruling.buried)
+            self._tell_buried(ruling.buried)
         if self._on_delivered is not None and ruling.delivered:
             await self._on_delivered(ruling.delivered)
         lanes.settle(flight, ruling, self._clock(), self._chance)
@@ -535,13 +455,22 @@ class Dispatcher:
                 await self._cursors.save(partition, Cursor(*now))
                 self._saved[partition] = now
 
+    async def _save_last(self) -> None:
+        """Also after a failure: what is done is done. But the failure's own words come first."""
+        failed = self._failed
+        is_failing = failed is not None and failed.done() and not failed.cancelled() and failed.exception() is not None
+        try:
+            await self._checkpoint()
+        except LogError:
+            if not is_failing:
+                raise
+
     async def _drain(self) -> None:
         """A stop waits a moment for answers under way and stores what they brought; what stays unanswered is sent again later."""
         try:
             if self._tasks:
                 await asyncio.wait(set(self._tasks), timeout=_DRAIN_S)
-            if self._failed is None or self._failed.cancelled() or self._failed.exception() is None:
-                await self._checkpoint()
+            await self._save_last()
         finally:
             tasks = set(self._tasks)
             for task in tasks:
@@ -562,10 +491,4 @@ def _effective_calls(calls: Sequence[CallSpec], section: SinkSection) -> list[Ca
     return found
 
 
-_KEYS: Final[dict[str, Callable[[CustomerEvent], str | None]]] = {
-    "customer": lambda event: event.key,
-    "user_id": lambda event: event.user_id,
-    "anonymous_id": lambda event: event.anonymous_id,
-}
-
-__all__ = ["Cursors", "Dispatcher", "Range", "Readable"]
+__all__ = ["Cursors", "Dispatcher", "Range"]

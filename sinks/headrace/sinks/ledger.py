@@ -11,6 +11,7 @@ restart sends it no second time. One byte an offset in memory, one bit in the ch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 _COMPACT: Final = 8_192
@@ -66,6 +67,16 @@ class Ledger:
         self._flags[offset - self._base] = 1
         if offset == self.next:
             self._advance()
+
+    def known(self, offsets: Iterable[int]) -> None:
+        """Before the scan begins: these are done as well, whatever the checkpoint says. Those before the cursor are left alone."""
+        for offset in offsets:
+            index = offset - self._base
+            if index >= 0:
+                if index >= len(self._flags):
+                    self._flags.extend(bytes(index + 1 - len(self._flags)))
+                self._flags[index] = 1
+        self._advance()
 
     def state(self) -> bytes:
         """The flags beyond the cursor for a checkpoint; b"" when nothing beyond it is done."""

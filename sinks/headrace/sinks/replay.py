@@ -13,7 +13,8 @@ from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import Bounds, Cursor, LogBatch
 from headrace.sinks.base import Item, Sink, SinkSection
 from headrace.sinks.deadletter import DeadLetter, DeadLetters
-from headrace.sinks.dispatcher import Dispatcher, Range, Readable
+from headrace.sinks.dispatcher import Dispatcher, Range
+from headrace.sinks.intake import Readable
 
 
 class RangeCursors:
@@ -98,7 +99,7 @@ class _LetterLog:
 
 
 class _Unheld:
-    """A store whose held keys don't hold a replay back: replaying them is what ends that."""
+    """A store whose dead letters don't hold a replay back: replaying them is what ends that."""
 
     def __init__(self, store: DeadLetters) -> None:
         self._store = store
@@ -108,6 +109,9 @@ class _Unheld:
 
     async def bury(self, letters: Sequence[DeadLetter]) -> None:
         await self._store.bury(letters)
+
+    async def buried(self, sink: str, generation: str, partition: int, first: int) -> list[int]:
+        return []
 
     async def stopped_keys(self, sink: str) -> set[str]:
         return set()

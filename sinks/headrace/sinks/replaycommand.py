@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from headrace.cdc.command import Command
+from headrace.cdc.command import Command, config_argument
 from headrace.cdc.config import Config, load
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.log.reader import LogReader, open_reader
@@ -38,8 +38,8 @@ _ROUND = 10_000
 
 
 def _configure(parser: ArgumentParser) -> None:
-    parser.add_argument("config", metavar="FILE", help="configuration")
     parser.add_argument("sink", metavar="SINK", help="name of the sink")
+    config_argument(parser)
     parser.add_argument(
         "--from",
         dest="start",

@@ -71,6 +71,14 @@ class SinkFile:
         rows = await self._rows("select distinct key from letters where sink = ?", sink)
         return {key for (key,) in rows}
 
+    async def buried(self, sink: str, generation: str, partition: int, first: int) -> list[int]:
+        """See DeadLetters."""
+        rows = await self._rows(
+            "select offset from letters where sink = ? and generation = ? and partition = ? and offset >= ?",
+            sink, generation, partition, first,
+        )  # fmt: skip
+        return [offset for (offset,) in rows]
+
     async def counts(self) -> dict[str, int]:
         """See DeadLetters."""
         return dict(await self._rows("select sink, count(*) from letters group by sink order by sink"))

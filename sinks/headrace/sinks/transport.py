@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import os
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -43,7 +44,8 @@ class HttpClient:
     async def open(self) -> None:
         """Touches no network."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=30),
+            # Servers close idle connections after 5 s and more; a POST that meets the closing one has to be sent again.
+            connector=aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=4),
             # The dispatcher's time limit covers the whole request; a host that doesn't even answer the first packet is told sooner.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
             auto_decompress=True,
@@ -78,9 +80,9 @@ class HttpClient:
         except aiohttp.ClientConnectorCertificateError as error:
             raise NoReply(f"the certificate of {host} can't be verified") from error
         except aiohttp.ClientConnectorError as error:
-            raise NoReply(
-                f"{host} can't be reached: {error.os_error.strerror or type(error.os_error).__name__}"
-            ) from error
+            number = error.os_error.errno  # the loop's own text repeats the address
+            why = type(error.os_error).__name__ if number is None else os.strerror(number)
+            raise NoReply(f"{host} can't be reached: {why}") from error
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             raise NoReply(f"{host} broke the connection off ({type(error).__name__})") from error
 
