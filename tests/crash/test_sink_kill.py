@@ -90,10 +90,10 @@ server: {{listen: "127.0.0.1:{port}"}}
         simulator.start()
         met = 0
         try:
-            for _ in range(kills):
+            for number in range(kills):
                 process = start()
                 before = len(hook.got)
-                if chance.random() < 0.8:
+                if number % 2 == 0 or chance.random() < 0.6:
                     _wait(process, lambda before=before: len(hook.got) > before, "delivering", said)
                 time.sleep(chance.uniform(0.0, 0.6))
                 process.send_signal(signal.SIGKILL)
