@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from functools import lru_cache
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -163,8 +163,8 @@ class QuickConnection(asyncio.Protocol):
         self._working: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transport is one by its methods only.
+        self._transport = cast("asyncio.Transport", transport)
         self._way.connections.add(self)
         self._await(IDLE_S)
 
