@@ -16,7 +16,7 @@ import msgspec
 
 from headrace.cdc.errors import ConfigError, ServerError
 
-_BACKLOG = 1024
+BACKLOG = 1024
 
 
 class ListenAddress(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ def _listening(family: int, place: tuple[object, ...]) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(place)
         # Listen at once: two processes can bind one port, and only the second listen would fail, after we said "ready".
-        sock.listen(_BACKLOG)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()

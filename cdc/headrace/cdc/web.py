@@ -17,6 +17,7 @@ CORS: other web pages can't read answers. A pushed source's routes (sources/base
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import logging
@@ -36,9 +37,9 @@ from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
-from headrace.cdc.listen import ListenAddress, bind, is_loopback, reachable_url
+from headrace.cdc.listen import BACKLOG, ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
-from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
+from headrace.cdc.sources.base import Asked, ConnectionMaker, PushedSource, SourceStatus
 from headrace.cdc.state import ProcessState
 
 _log = logging.getLogger("headrace.web")
@@ -107,6 +108,8 @@ class WebServer:
         )
         self._consumers = consumers
         self._runner: web.AppRunner | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._quick: list[ConnectionMaker] = []
         self._url = ""
         self._page, self._page_policy = _load_console()
 
@@ -156,8 +159,14 @@ class WebServer:
         self._runner = runner
         try:
             await runner.setup()
+            assert runner.server is not None
+            maker: Callable[[], asyncio.Protocol] = runner.server
+            for source in self._pushed:
+                maker = quick = source.protocol(maker)
+                self._quick.append(quick)
+            loop = asyncio.get_running_loop()
             for sock in sockets:
-                await web.SockSite(runner, sock).start()
+                self._listeners.append(await loop.create_server(maker, sock=sock, backlog=BACKLOG))
         except BaseException:
             for sock in sockets:
                 sock.close()
@@ -167,7 +176,12 @@ class WebServer:
 
     async def stop(self) -> None:
         """Close the port, let handlers end, cut what is open after a second. Stopping twice or before start is fine."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         runner, self._runner = self._runner, None
+        quick, self._quick = self._quick, []
+        await asyncio.gather(*(each.stop(_SHUTDOWN_S) for each in quick))
         if runner is not None:
             await runner.cleanup()
 

@@ -24,7 +24,7 @@ from headrace.cdc.errors import LogUnavailable, ServerError
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.memory import MemoryLog
 from headrace.cdc.sources import collector as collector_module
-from headrace.cdc.sources import collector_http, intake
+from headrace.cdc.sources import collector_quick, intake
 from headrace.cdc.sources.collector import Collector
 from headrace.cdc.sources.collector_config import CollectorConfig
 from serving import no_snapshot, until
@@ -51,6 +51,27 @@ class GatedLog(MemoryLog):
         if self.failure is not None:
             raise self.failure
         return await super().append(events, **rest)
+
+
+class Otherwise:
+    """In place of the quick way: aiohttp from the first byte on."""
+
+    def __init__(self, collector: Collector, otherwise: Any) -> None:
+        self._otherwise = otherwise
+
+    def __call__(self) -> Any:
+        return self._otherwise()
+
+    async def stop(self, wait_s: float) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True, params=["quick", "aiohttp"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every claim holds on both ways."""
+    if request.param == "aiohttp":
+        monkeypatch.setattr(collector_quick, "QuickWay", Otherwise)
+    return str(request.param)
 
 
 # what is taken
@@ -357,7 +378,7 @@ async def test_a_large_body_is_read_beside_the_loop() -> None:
 
 
 async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector_http, "_BODY_S", 0.1)
+    monkeypatch.setattr(collector_module, "BODY_S", 0.1)
     async with collecting() as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(b"POST /v1/track?writeKey=web-key HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{")
@@ -369,6 +390,7 @@ async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/track HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
 async def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(web_module, "_IDLE_S", 0.2)
+    monkeypatch.setattr(collector_quick, "IDLE_S", 0.2)
     async with collecting() as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
         writer.write(sent)

@@ -150,13 +150,17 @@ _TOO_DEEP: Final = Refusal("too_deep", f"the event nests arrays and objects more
 def _checked(raw: Raw | bytes) -> SdkCall | Refusal:
     call = _read_call(raw)
     # Decoding them is the proof that everybody can: Raw alone was only skipped over (text not looked at, numbers of any size).
-    for part in (call.properties, call.traits, call.context, call.integrations):
+    # What is shorter than its brackets would be can't be too deep.
+    for part in (call.properties, call.context, call.traits, call.integrations):
         if part:
             _read_any(part)
-    view = bytes(raw)
-    if len(view) > 2 * MAX_DEPTH and view.count(b"{") + view.count(b"[") > MAX_DEPTH and _depth(view) > MAX_DEPTH:
-        return _TOO_DEEP
+            if len(part) > 2 * MAX_DEPTH and _is_deep(bytes(part)):
+                return _TOO_DEEP
     return call
+
+
+def _is_deep(part: bytes) -> bool:
+    return part.count(b"{") + part.count(b"[") >= MAX_DEPTH and _depth(part) >= MAX_DEPTH
 
 
 def _plain(text: str) -> str:

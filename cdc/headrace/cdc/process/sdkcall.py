@@ -10,7 +10,8 @@ id and don't say the same are a conflict.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
@@ -22,11 +23,11 @@ from headrace.cdc.event import CustomerEvent, Kind, SdkPart, key_text
 LONGEST_ID: Final = 1024
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _FIRST_MILLISECOND: Final = 100_000_000_000
 """Numbers from here on count milliseconds (1973 in those, the year 5138 in seconds)."""
 _LAST_US: Final = 253_402_300_800_000_000  # the year 10000
 _EMPTY: Final = b"{}"
+_encode = msgspec.json.Encoder().encode
 
 _KINDS: Final[dict[str, Kind]] = {
     "identify": "identify",
@@ -66,20 +67,31 @@ class Identified(msgspec.Struct, gc=False):
 
 def identified(call: SdkCall, delivery: Delivery, unique: str) -> Identified | Refusal:
     """The event of a call, or why there is none. unique: 32 hexadecimal digits, the event's id when the call has no messageId."""
-    kind = _KINDS.get((call.type or delivery.kind).lower())
+    kind = _KINDS.get(call.type or delivery.kind) or _KINDS.get((call.type or "").lower())
     if kind is None:
         return Refusal("unknown_type", "the event's type is none of identify, track, page, screen, group and alias")
     try:
-        user_id = _id("userId", call.user_id)
-        anonymous_id = _id("anonymousId", call.anonymous_id)
-        group_id = _id("groupId", call.group_id)
-        previous_id = _id("previousId", call.previous_id)
-        message_id = _id("messageId", call.message_id)
-        properties = _object("properties", call.properties)
-        traits = _object("traits", call.traits)
-        context = _object("context", call.context) or delivery.context or None
-        integrations = _object("integrations", call.integrations) or delivery.integrations or None
-        original = call.original_timestamp if call.original_timestamp not in (None, "") else call.timestamp
+        # Nearly every id is a short text, and most fields are absent: no call for those.
+        user_id = call.user_id
+        if not isinstance(user_id, str) or not user_id or len(user_id) > LONGEST_ID:
+            user_id = _id("userId", user_id)
+        anonymous_id = call.anonymous_id
+        if not isinstance(anonymous_id, str) or not anonymous_id or len(anonymous_id) > LONGEST_ID:
+            anonymous_id = _id("anonymousId", anonymous_id)
+        message_id = call.message_id
+        if not isinstance(message_id, str) or not message_id or len(message_id) > LONGEST_ID:
+            message_id = _id("messageId", message_id)
+        group_id = None if call.group_id is None else _id("groupId", call.group_id)
+        previous_id = None if call.previous_id is None else _id("previousId", call.previous_id)
+        properties = _object("properties", call.properties) if call.properties else None
+        traits = _object("traits", call.traits) if call.traits else None
+        context = (_object("context", call.context) if call.context else None) or delivery.context or None
+        integrations = (
+            (_object("integrations", call.integrations) if call.integrations else None) or delivery.integrations or None
+        )
+        original = call.original_timestamp
+        if original is None or original == "":
+            original = call.timestamp
         original_us = _time_us(original)
     except _RefusedError as refused:
         return refused.refusal
@@ -105,14 +117,18 @@ def identified(call: SdkCall, delivery: Delivery, unique: str) -> Identified | R
             name = kind
         case _:
             name = kind
-    sent_at = call.sent_at if call.sent_at not in (None, "") else delivery.sent_at
+    sent_at = call.sent_at
+    if sent_at is None or sent_at == "":
+        sent_at = delivery.sent_at
     said = traits or properties if kind in ("identify", "group") else properties or traits
     if said is None and kind == "identify" and context is not None:
         said = _traits_in(context)
     key = body = b""
     if message_id is not None:
-        key = _hash(16, delivery.source, delivery.writer, message_id)
-        body = _body_hash(call, kind, name)
+        key = blake2b(
+            f"{delivery.source}\0{delivery.writer}\0{message_id}".encode("utf-8", "surrogatepass"), digest_size=16
+        ).digest()
+        body = _body_hash(call, kind, name, properties or b"", traits or b"")
     event = CustomerEvent(
         key.hex() or unique,
         kind,
@@ -135,8 +151,8 @@ def identified(call: SdkCall, delivery: Delivery, unique: str) -> Identified | R
             previous_id,
             call.category,
             call.channel,
-            _text(original),
-            _text(sent_at),
+            original if isinstance(original, str) else _text(original),
+            sent_at if isinstance(sent_at, str) else _text(sent_at),
             integrations,
         ),
     )
@@ -165,9 +181,7 @@ def _id(field: str, value: Scalar) -> str | None:
 
 
 def _object(field: str, raw: msgspec.Raw) -> bytes | None:
-    """The object's bytes; None for null, for an absent field, and for an empty array, which PHP makes of an empty map."""
-    if not raw:
-        return None
+    """The object's bytes; None for null, and for an empty array, which PHP makes of an empty map."""
     value = bytes(raw)
     if value[0] == 0x7B:
         return value
@@ -195,7 +209,8 @@ def _time_us(value: Scalar) -> int | None:
         else:
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=UTC)
-            return (moment - _EPOCH) // _MICROSECOND
+            since = moment - _EPOCH
+            return since.days * 86_400_000_000 + since.seconds * 1_000_000 + since.microseconds
     if isinstance(value, bool):
         raise _RefusedError("bad_time", "the event's timestamp is true or false")
     per_unit = 1_000 if abs(value) >= _FIRST_MILLISECOND else 1_000_000
@@ -210,18 +225,24 @@ def _occurred_us(original_us: int | None, sent_at: Scalar, delivery: Delivery) -
         return delivery.received_us
     if delivery.is_history:
         return original_us
-    try:
-        sent_us = _time_us(sent_at)
-    except _RefusedError:
-        sent_us = None  # only a correction would come of it
+    sent_us = _sent_us(sent_at)
     return original_us if sent_us is None else delivery.received_us - (sent_us - original_us)
+
+
+@lru_cache(maxsize=64)
+def _sent_us(sent_at: Scalar) -> int | None:
+    """As _time_us, the same for all calls of a batch; None also when it is no time: only a correction would come of it."""
+    try:
+        return _time_us(sent_at)
+    except _RefusedError:
+        return None
 
 
 def _text(value: Scalar) -> str | None:
     return None if value is None else key_text(value)
 
 
-def _body_hash(call: SdkCall, kind: Kind, name: str) -> bytes:
+def _body_hash(call: SdkCall, kind: Kind, name: str, properties: bytes, traits: bytes) -> bytes:
     words = (
         kind,
         name,
@@ -232,9 +253,4 @@ def _body_hash(call: SdkCall, kind: Kind, name: str) -> bytes:
         call.original_timestamp,
         call.timestamp,
     )
-    said = msgspec.json.encode(words)
-    return blake2b(b"\0".join((said, bytes(call.properties), bytes(call.traits))), digest_size=8).digest()
-
-
-def _hash(size: int, *words: str) -> bytes:
-    return blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=size).digest()
+    return blake2b(b"\0".join((_encode(words), properties, traits)), digest_size=8).digest()

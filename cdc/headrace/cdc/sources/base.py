@@ -6,6 +6,7 @@ both durable in one log transaction and only then calls ``durable``; a source co
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,6 +106,16 @@ class Source(Protocol):
     def status(self) -> SourceStatus: ...
 
 
+class ConnectionMaker(Protocol):
+    """Makes the protocol of each connection of the HTTP server."""
+
+    def __call__(self) -> asyncio.Protocol: ...
+
+    async def stop(self, wait_s: float) -> None:
+        """Close what isn't handed over: at once what is idle, after wait_s at the latest what is under way."""
+        ...
+
+
 class PushedSource(Protocol):
     """A source that is written to over HTTP: it appends to the log by itself, and has no place to go on from.
 
@@ -125,6 +136,10 @@ class PushedSource(Protocol):
 
     def routes(self) -> Sequence[Any]:
         """Routes of the HTTP server; their handlers see to rights themselves."""
+        ...
+
+    def protocol(self, otherwise: Callable[[], asyncio.Protocol]) -> ConnectionMaker:
+        """Who answers a new connection, before anything of it was read. otherwise: makes the server's own protocol, to hand over to."""
         ...
 
     async def run(self, on_started: Callable[[], None] | None = None) -> None:

@@ -7,17 +7,20 @@ durable, as events or as dead letters. Each bad event costs itself alone.
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector as MetricCollector
 
+from headrace.cdc.auth import is_local_host
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.sdkpayload import (
     Payload,
@@ -33,6 +36,7 @@ from headrace.cdc.log.base import DeadLetter, EventLog, StoredLetter
 from headrace.cdc.process.sdkcall import Delivery, Identified, identified
 from headrace.cdc.sources.base import SourceStatus
 from headrace.cdc.sources.collector_config import CollectorConfig
+from headrace.cdc.sources.inflate import inflate, is_gzip
 from headrace.cdc.sources.intake import BusyError, Intake, Post, Taken
 from headrace.cdc.sources.preflight import Finding
 
@@ -42,6 +46,27 @@ ANY_WRITER: Final = "any"
 HOLD_S: Final = 8.0
 """A request waits so long for room before it is refused: the most impatient SDK waits 10 s."""
 
+BODY_S: Final = 30.0
+"""A body that takes longer is given up."""
+BUSY_RETRY_S: Final = 5
+CLOSING_RETRY_S: Final = 1
+SMALL_BYTES: Final = 256 << 10
+"""Bodies from here on are read in a thread: the loop goes on answering."""
+READING_BYTES: Final = 64 << 20
+"""Of all bodies that have begun to come."""
+
+KINDS: Final = {
+    "identify": "identify", "i": "identify",
+    "track": "track", "t": "track",
+    "page": "page", "p": "page",
+    "screen": "screen", "s": "screen",
+    "group": "group", "g": "group",
+    "alias": "alias", "a": "alias",
+    "batch": "", "b": "", "import": "",
+}  # fmt: skip
+"""Last part of the path -> kind of the call; "" for a batch."""
+
+_EVENT_PATH: Final = re.compile(rb"(?:/[!-~]*)?/v1/+([a-z]+)/*")
 _UNREADABLE: Final = "unreadable"
 
 
@@ -57,6 +82,30 @@ class Asked(msgspec.Struct, gc=False):
     received_us: int
     anonymous_id: str | None = None
     is_history: bool = False
+
+
+class Reading:
+    """A body on its way. held: bytes of it so far."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+        self._pieces: list[bytes] = []
+        self.held = 0
+
+    def add(self, piece: bytes) -> None:
+        """Raises BusyError when all the bodies on their way together are too much."""
+        self.held += len(piece)
+        self._collector.reading_bytes += len(piece)
+        self._pieces.append(piece)
+        if self._collector.reading_bytes > READING_BYTES:
+            raise BusyError
+
+    def end(self) -> bytes:
+        """The bytes, which nobody counts any more. Ending twice is fine."""
+        self._collector.reading_bytes -= self.held
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces, self.held = [], 0
+        return body
 
 
 class Refused(Exception):
@@ -88,6 +137,7 @@ class Collector:
         self._intake: Intake | None = None
         self._phase = "stopped"
         self._durable_us = 0
+        self.reading_bytes = 0
 
     @property
     def needs_local_clients(self) -> bool:
@@ -104,12 +154,41 @@ class Collector:
         self._intake = Intake(self.name, log, on_durable)
         registry.register(_Numbers(self.name, self._intake))
 
+    def may_send(self, host: str, origin: str | None) -> bool:
+        """Whether a page of this origin (None: no browser) may send to this host (of the header)."""
+        if self.needs_local_clients and not is_local_host(host):
+            return False
+        if origin is None or origin in self.config.origins:
+            return True
+        if self.needs_local_clients:
+            return is_local_host(urlsplit(origin).netloc)
+        return not self.config.origins
+
+    @staticmethod
+    def event_path(path: bytes) -> tuple[str, bool] | None:
+        """Kind of the calls of an event route, and whether they are history; None for another path, and for one with a query."""
+        found = _EVENT_PATH.fullmatch(path)
+        call = "" if found is None else found[1].decode()
+        if call not in KINDS or b"?" in path or b"%" in path or b"#" in path:
+            return None
+        return KINDS[call], call == "import"
+
+    @staticmethod
+    def is_small(body: bytes) -> bool:
+        return len(body) < SMALL_BYTES and not is_gzip(body)
+
     @property
     def intake(self) -> Intake:
         """Raises RuntimeError before attach."""
         if self._intake is None:
             raise RuntimeError("the collector isn't attached to a log")
         return self._intake
+
+    def protocol(self, otherwise: Callable[[], Any]) -> Any:
+        """See PushedSource."""
+        from headrace.cdc.sources.collector_quick import QuickWay
+
+        return QuickWay(self, otherwise)
 
     def routes(self) -> Sequence[Any]:
         """The HTTP routes, as aiohttp knows them."""
@@ -202,6 +281,21 @@ class Collector:
         post.retried = (stored.id,)
         return post
 
+    async def take(self, asked: Asked) -> None:
+        """Returns when all of it is durable; the body may be packed. Raises Refused, TooLargeError, BrokenError, BusyError, ClosingError."""
+        is_packed = is_gzip(asked.body)
+        is_small = len(asked.body) < SMALL_BYTES
+        limit = self.config.max_body.bytes
+        if is_packed:
+            asked.body = inflate(asked.body, limit) if is_small else await asyncio.to_thread(inflate, asked.body, limit)
+            is_small = len(asked.body) < SMALL_BYTES
+        try:
+            post = self.post(asked) if is_small else await asyncio.to_thread(self.post, asked)
+        except UnreadableRefused as refused:
+            await self.stored(refused.post)
+            raise
+        await self.stored(post)
+
     async def stored(self, post: Post) -> None:
         """Returns when all of it is durable; waits for room. Raises BusyError when there is none for HOLD_S, ClosingError.
 
@@ -257,19 +351,22 @@ class Collector:
         )
 
     def _made(self, calls: Sequence[tuple[bytes, SdkCall | Refusal]], delivery: Delivery, size: int) -> Post:
-        context = msgspec.json.encode(delivery)
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
         for raw, call in calls:
-            found: SdkCall | Identified | Refusal = call
             if len(raw) > self._max_event:
-                found = Refusal("too_large", f"the event has more than {self._max_event} bytes (max_event)")
-            elif isinstance(call, SdkCall):
-                found = identified(call, delivery, secrets.token_hex(16) if call.message_id in (None, "") else "")
-            if isinstance(found, Refusal):
+                found: Identified | Refusal = Refusal(
+                    "too_large", f"the event has more than {self._max_event} bytes (max_event)"
+                )
+            elif isinstance(call, Refusal):
+                found = call
+            else:
+                found = identified(call, delivery, "" if call.message_id else secrets.token_hex(16))
+            if isinstance(found, Identified):
+                taken.append(Taken(found, raw, delivery))
+            else:
+                context = msgspec.json.encode(delivery)
                 letters.append(DeadLetter(self.name, found.reason, found.detail, delivery.received_us, raw, context))
-            elif isinstance(found, Identified):
-                taken.append(Taken(found, raw, context))
         return Post(taken, letters, size + 512 * len(calls))
 
     def _unreadable(self, asked: Asked, writer: str, detail: str) -> Post:

@@ -20,13 +20,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from headrace.cdc import __version__
-from headrace.cdc.auth import is_local_host
-from headrace.cdc.sources.collector import Asked, Collector, Refused, UnreadableRefused
+from headrace.cdc.sources import collector as collector_module
+from headrace.cdc.sources.collector import BUSY_RETRY_S, CLOSING_RETRY_S, KINDS, Asked, Collector, Reading, Refused
 from headrace.cdc.sources.collector_answers import (
     GIF,
     anonymous_id,
@@ -38,24 +37,6 @@ from headrace.cdc.sources.collector_answers import (
 )
 from headrace.cdc.sources.inflate import BrokenError, TooLargeError, inflate, is_gzip
 from headrace.cdc.sources.intake import BusyError, ClosingError
-
-KINDS: Final = {
-    "identify": "identify", "i": "identify",
-    "track": "track", "t": "track",
-    "page": "page", "p": "page",
-    "screen": "screen", "s": "screen",
-    "group": "group", "g": "group",
-    "alias": "alias", "a": "alias",
-    "batch": "", "b": "", "import": "",
-}  # fmt: skip
-"""Last part of the path -> kind of the call; "" for a batch."""
-
-BUSY_RETRY_S: Final = 5
-CLOSING_RETRY_S: Final = 1
-_BODY_S: Final = 30.0
-"""A body that takes longer is given up."""
-_THREAD_BYTES: Final = 512 << 10
-"""Bodies from here on are read in a thread: the loop goes on answering."""
 
 _PREFLIGHT_S: Final = "900"
 _EXPOSED: Final = "Retry-After, X-RateLimit-Reset"
@@ -121,14 +102,7 @@ class _Routes:
     # who may ask
 
     def _may_ask(self, request: web.Request) -> bool:
-        origin = request.headers.get("Origin")
-        if self._collector.needs_local_clients and not is_local_host(request.host):
-            return False
-        if origin is None or origin in self._config.origins:
-            return True
-        if self._collector.needs_local_clients:
-            return is_local_host(urlsplit(origin).netloc)
-        return not self._config.origins
+        return self._collector.may_send(request.host, request.headers.get("Origin"))
 
     def _for_browser(self, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
         origin = request.headers.get("Origin")
@@ -170,41 +144,27 @@ class _Routes:
             anonymous_id(request.headers.get("AnonymousId")),
             call == "import",
         )
-        await self._take(asked)
+        await self._collector.take(asked)
         return _said(200, "ok")
 
-    async def _take(self, asked: Asked) -> None:
-        """Returns when everything is durable. Raises Refused, BusyError, ClosingError."""
-        try:
-            if len(asked.body) >= _THREAD_BYTES:
-                post = await asyncio.to_thread(self._collector.post, asked)
-            else:
-                post = self._collector.post(asked)
-        except UnreadableRefused as refused:
-            await self._collector.stored(refused.post)
-            raise
-        await self._collector.stored(post)
-
     async def _body(self, request: web.Request) -> bytes:
-        """Unpacked. Raises TooLargeError, BrokenError, TimeoutError, Refused for an encoding that we don't know."""
+        """As it came, gzip still packed. Raises TooLargeError, BrokenError, BusyError, TimeoutError, Refused for an unknown encoding."""
         limit = self._limit
         if (request.content_length or 0) > limit:
             raise TooLargeError
         encoding = request.headers.get("Content-Encoding", "").lower()
         if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise Refused(415, "the body's Content-Encoding is unknown here; use gzip or none")
-        pieces: list[bytes] = []
-        held = 0
-        async with asyncio.timeout(_BODY_S):
-            async for piece in request.content.iter_any():
-                held += len(piece)
-                if held > limit:
-                    raise TooLargeError
-                pieces.append(piece)
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        if is_gzip(body) or (encoding == "deflate" and not body.lstrip().startswith((b"{", b"\xef"))):
-            if len(body) >= _THREAD_BYTES:
-                return await asyncio.to_thread(inflate, body, limit)
+        reading = Reading(self._collector)
+        try:
+            async with asyncio.timeout(collector_module.BODY_S):
+                async for piece in request.content.iter_any():
+                    reading.add(piece)
+                    if reading.held > limit:
+                        raise TooLargeError
+        finally:
+            body = reading.end()
+        if encoding == "deflate" and not is_gzip(body) and not body.lstrip().startswith((b"{", b"\xef")):
             return inflate(body, limit)
         return body
 
@@ -220,8 +180,8 @@ class _Routes:
         if call is not None and len(call) <= self._limit:
             key = basic_key(request.headers.get("Authorization")) or request.query.get("writeKey") or None
             try:
-                await self._take(Asked(kind, key, call, now_us))
-            except (Refused, BusyError, ClosingError):
+                await self._collector.take(Asked(kind, key, call, now_us))
+            except (Refused, TooLargeError, BrokenError, BusyError, ClosingError):
                 pass
         return web.Response(body=GIF, content_type="image/gif", headers={"Cache-Control": "no-store, private"})
 

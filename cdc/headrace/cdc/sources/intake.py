@@ -18,7 +18,7 @@ import msgspec
 from headrace.cdc.errors import HeadraceError
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, SeenIds
-from headrace.cdc.process.sdkcall import Identified
+from headrace.cdc.process.sdkcall import Delivery, Identified
 
 HELD_BYTES: Final = 32 << 20
 _GROUP_BYTES: Final = 4 << 20
@@ -34,11 +34,11 @@ class ClosingError(Exception):
 
 
 class Taken(msgspec.Struct, gc=False):
-    """A readable call: its event, its bytes, and what is needed to make a dead letter of it."""
+    """A readable call: its event, and what is needed to make a dead letter of it."""
 
     identified: Identified
     raw: bytes
-    context: bytes
+    delivery: Delivery
 
 
 class Post(msgspec.Struct, gc=False):
@@ -264,5 +264,5 @@ def _conflict(taken: Taken) -> DeadLetter:
         "another event with the same messageId came before and says something else",
         event.received_us,
         taken.raw,
-        taken.context,
+        msgspec.json.encode(taken.delivery),
     )
