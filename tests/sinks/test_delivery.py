@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -180,6 +181,30 @@ async def test_a_held_key_goes_on_once_its_dead_letters_are_gone(tmp_path: Path,
         await work.log.append([order_event(9, key="a")], source="shop", state=b"")
         await until(lambda: 9 in numbers(hook))
     await store.close()
+
+
+async def test_a_busy_kind_of_request_leaves_room_for_the_others(hook: Hook) -> None:
+    destination = msgspec.convert(
+        {
+            "url": hook.url,
+            "actions": [
+                {"when": {"name": ["busy"]}, "body": {"id": "{id}"}},
+                {"when": {"name": ["rare"]}, "body": {"id": "{id}"}},
+            ],
+        },
+        Destination,
+    )
+    log = ShopLog()
+    await log.append([order_event(number, name="rare" if number == 0 else "busy") for number in range(400, -1, -1)])
+    section = HttpConfig(destination=destination, concurrency=1)
+    consumer = SinkConsumer("crm", HttpSink(destination), section, log=log, store=MemorySinkStore())
+    running = asyncio.create_task(consumer.run())
+    await until(lambda: consumer.status()["offset"] == [401])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(hook.got) == 401
+    place = [body["id"] for body in hook.got].index("shop-0")
+    assert place < 100, "it needn't wait for all the others"
 
 
 class FailingStore(MemorySinkStore):
