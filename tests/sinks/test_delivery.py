@@ -236,6 +236,20 @@ async def test_without_a_durable_dead_letter_nothing_goes_on_and_the_next_run_do
     assert numbers(hook) == [0, 2], "what had its answer isn't sent again"
 
 
+async def test_what_was_buried_before_a_crash_is_not_sent_again_behind_its_followers(hook: Hook) -> None:
+    log, store = ShopLog(), MemorySinkStore()
+    await log.append([order_event(number, key="a") for number in range(3)])
+    # The cursor of the process that crashed was still before what it had buried, and what it had delivered after that.
+    await store.bury([msgspec.structs.replace(_letter(0), generation=log.generation)])
+    destination = Destination(url=hook.url)
+    consumer = SinkConsumer("crm", HttpSink(destination), HttpConfig(destination=destination), log=log, store=store)
+    running = asyncio.create_task(consumer.run())
+    await until(lambda: consumer.status()["offset"] == [3])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert numbers(hook) == [1, 2]
+
+
 async def test_a_defect_of_a_sink_type_stops_that_sink_loudly(hook: Hook) -> None:
     class Broken(HttpSink):
         async def send(self, call: str, items: Sequence[Item]) -> Answer:
