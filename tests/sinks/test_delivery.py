@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -182,6 +183,30 @@ async def test_a_held_key_goes_on_once_its_dead_letters_are_gone(tmp_path: Path,
     await store.close()
 
 
+async def test_a_busy_kind_of_request_leaves_room_for_the_others(hook: Hook) -> None:
+    destination = msgspec.convert(
+        {
+            "url": hook.url,
+            "actions": [
+                {"when": {"name": ["busy"]}, "body": {"id": "{id}"}},
+                {"when": {"name": ["rare"]}, "body": {"id": "{id}"}},
+            ],
+        },
+        Destination,
+    )
+    log = ShopLog()
+    await log.append([order_event(number, name="rare" if number == 0 else "busy") for number in range(400, -1, -1)])
+    section = HttpConfig(destination=destination, concurrency=1)
+    consumer = SinkConsumer("crm", HttpSink(destination), section, log=log, store=MemorySinkStore())
+    running = asyncio.create_task(consumer.run())
+    await until(lambda: consumer.status()["offset"] == [401])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(hook.got) == 401
+    place = [body["id"] for body in hook.got].index("shop-0")
+    assert place < 100, "it needn't wait for all the others"
+
+
 class FailingStore(MemorySinkStore):
     """Its disk is full until ``is_full`` is taken back."""
 
@@ -209,6 +234,20 @@ async def test_without_a_durable_dead_letter_nothing_goes_on_and_the_next_run_do
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert numbers(hook) == [0, 2], "what had its answer isn't sent again"
+
+
+async def test_what_was_buried_before_a_crash_is_not_sent_again_behind_its_followers(hook: Hook) -> None:
+    log, store = ShopLog(), MemorySinkStore()
+    await log.append([order_event(number, key="a") for number in range(3)])
+    # The cursor of the process that crashed was still before what it had buried, and what it had delivered after that.
+    await store.bury([msgspec.structs.replace(_letter(0), generation=log.generation)])
+    destination = Destination(url=hook.url)
+    consumer = SinkConsumer("crm", HttpSink(destination), HttpConfig(destination=destination), log=log, store=store)
+    running = asyncio.create_task(consumer.run())
+    await until(lambda: consumer.status()["offset"] == [3])
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert numbers(hook) == [1, 2]
 
 
 async def test_a_defect_of_a_sink_type_stops_that_sink_loudly(hook: Hook) -> None:

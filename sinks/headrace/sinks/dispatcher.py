@@ -284,7 +284,9 @@ class Dispatcher:
         if breaker_s is not None and breaker_s > now_s:
             due.append(breaker_s)
         count = len(self._lanes)
-        for call in self._calls:
+        # Another call first each time, or one that always has work would keep all requests to itself.
+        self._calls.append(self._calls.pop(0))
+        for call in tuple(self._calls):
             rate = self._rates[call.name]
             idle = 0
             while idle < count and self._requests < self._section.concurrency and self.breaker.admits(now_s):
