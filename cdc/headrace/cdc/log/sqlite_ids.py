@@ -19,7 +19,7 @@ import msgspec
 
 from headrace.cdc.log.sqlite_file import explained
 
-MERGE_IDS: Final = 65_536
+MERGE_IDS: Final = 32_768
 KEY_BYTES: Final = 16
 BODY_BYTES: Final = 8
 ENTRY_BYTES: Final = KEY_BYTES + BODY_BYTES

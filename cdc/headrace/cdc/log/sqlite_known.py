@@ -127,7 +127,8 @@ class KnownIds:
         # What is in the dict now was submitted before this step, so the step finds it in the runs.
         self._merging, self._recent = self._recent, {}
         self._oldest_us = None
-        self._has_tree = True
+        if not self._has_tree:
+            self._has_tree, self._filter = True, IdFilter()
         if self._filter is not None:
             self._filter.add(self._merging)
         merge = MergeIds()

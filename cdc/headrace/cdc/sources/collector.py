@@ -350,7 +350,9 @@ class Collector:
             integrations=_object(payload.integrations),
         )
 
-    def _made(self, calls: Sequence[tuple[bytes, SdkCall | Refusal]], delivery: Delivery, size: int) -> Post:
+    def _made(
+        self, calls: Sequence[tuple[msgspec.Raw | bytes, SdkCall | Refusal]], delivery: Delivery, size: int
+    ) -> Post:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
         for raw, call in calls:
@@ -366,7 +368,9 @@ class Collector:
                 taken.append(Taken(found, raw, delivery))
             else:
                 context = msgspec.json.encode(delivery)
-                letters.append(DeadLetter(self.name, found.reason, found.detail, delivery.received_us, raw, context))
+                letters.append(
+                    DeadLetter(self.name, found.reason, found.detail, delivery.received_us, bytes(raw), context)
+                )
         return Post(taken, letters, size + 512 * len(calls))
 
     def _unreadable(self, asked: Asked, writer: str, detail: str) -> Post:

@@ -37,7 +37,7 @@ class Taken(msgspec.Struct, gc=False):
     """A readable call: its event, and what is needed to make a dead letter of it."""
 
     identified: Identified
-    raw: bytes
+    raw: msgspec.Raw | bytes
     delivery: Delivery
 
 
@@ -263,6 +263,6 @@ def _conflict(taken: Taken) -> DeadLetter:
         "conflict",
         "another event with the same messageId came before and says something else",
         event.received_us,
-        taken.raw,
+        bytes(taken.raw),
         msgspec.json.encode(taken.delivery),
     )
