@@ -24,6 +24,7 @@ for name in "${names[@]}"; do
         case $name in
             postgres_drain) short=(--rows 100000 --rounds 2) ;;
             latency) short=(--seconds 10 --starts 3) ;;
+            collector) short=(--seconds 2 --rounds 1) ;;
             log_append | store_write) short=(--seconds 1) ;;
         esac
     fi

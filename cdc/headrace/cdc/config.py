@@ -175,6 +175,18 @@ class PrivacyConfig(Section, frozen=True):
         return "PrivacyConfig()"
 
 
+class PipelineConfig(Section, frozen=True):
+    """What happens to events before the log."""
+
+    plan: Annotated[
+        str | None,
+        Meta(
+            description="File of a tracking plan: JSON Schemas that the events of a source of type http must fit.",
+            examples=["plan.yaml"],
+        ),
+    ] = None
+
+
 class EventConfig(Section, frozen=True):
     """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
 
@@ -231,6 +243,7 @@ class Config(Struct, frozen=True):
     folder: Path
     """Folder of the file: relative paths in it start there."""
     privacy: PrivacyConfig = msgspec.field(default_factory=PrivacyConfig)
+    pipeline: PipelineConfig = msgspec.field(default_factory=PipelineConfig)
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -260,6 +273,11 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
     Raises ConfigError with every problem found, each as ``path.to.field: what is wrong``.
     """
+    return parse(read_mapping(path), folder=path.resolve().parent, name=str(path), environ=environ)
+
+
+def read_mapping(path: Path) -> Any:
+    """What a YAML file holds, no key twice; a mapping or whatever else stands there. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -270,7 +288,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} is not UTF-8 text", advice="save it as UTF-8") from error
     try:
-        tree = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -284,7 +302,6 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
         ) from error
     except RecursionError as error:
         raise _too_deep(str(path)) from error
-    return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
 
 
 def _too_deep(name: str) -> ConfigError:
@@ -318,7 +335,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     except RecursionError as error:
         raise _too_deep(name) from error
     sections = consumer_sections()
-    known = ["log", "sources", "events", "privacy", "server", *sections]
+    known = ["log", "sources", "events", "pipeline", "privacy", "server", *sections]
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
@@ -342,6 +359,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
             for table, event in events.items()
             if event is not None and event.columns.hash
         ]
+    pipeline = _build(PipelineConfig, _or_empty(tree.get("pipeline")), "pipeline", problems)
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
@@ -357,6 +375,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         sections=built,
         folder=folder,
         privacy=privacy or PrivacyConfig(),
+        pipeline=pipeline or PipelineConfig(),
     )
 
 
@@ -498,6 +517,7 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of the file, made from the same structs that parse it."""
     parts: dict[str, type[Struct]] = {
         "events": EventConfig,
+        "pipeline": PipelineConfig,
         "privacy": PrivacyConfig,
         "server": ServerConfig,
         **consumer_sections(),
@@ -528,7 +548,9 @@ def json_schema() -> dict[str, Any]:
         }
     # A heading with nothing under it is null to YAML.
     empty = {"type": "null"}
-    own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "privacy", "server")}
+    own = {
+        key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "pipeline", "privacy", "server")
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace.yaml",
@@ -544,6 +566,7 @@ def json_schema() -> dict[str, Any]:
                 "minProperties": 1,
             },
             "events": {"type": ["object", "null"], "additionalProperties": by_part["events"]},
+            "pipeline": {"anyOf": [by_part["pipeline"], empty]},
             "privacy": {"anyOf": [by_part["privacy"], empty]},
             "server": {"anyOf": [by_part["server"], empty]},
             **own,
@@ -575,6 +598,7 @@ __all__ = [
     "Duration",
     "EventConfig",
     "LogChoice",
+    "PipelineConfig",
     "PrivacyConfig",
     "Section",
     "ServerConfig",
@@ -585,4 +609,5 @@ __all__ = [
     "load",
     "parse",
     "plugins",
+    "read_mapping",
 ]
