@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 from collecting import KEY, Collecting, collecting
 from headrace.cdc import web as web_module
@@ -136,8 +137,9 @@ async def test_thousands_of_refused_requests_behind_each_other_are_answered(hand
     assert handed_over == []
 
 
-async def held(here: Collecting, one: Link) -> collector_quick.QuickConnection:
-    """A request that waits in the log."""
+async def held(here: Collecting, one: Link, *, number: int = 0) -> Any:
+    """A request that waits in the log; its connection, None when that was handed over."""
+    before = here.collector.intake.counts.requests
     gate = asyncio.Event()
     append = here.log.append
 
@@ -147,11 +149,11 @@ async def held(here: Collecting, one: Link) -> collector_quick.QuickConnection:
 
     here.log.append = slow
     here.log.gate = gate
-    one.writer.write(request(0))
-    await until(lambda: here.collector.intake.counts.requests == 1)
+    one.writer.write(request(number))
+    await until(lambda: here.collector.intake.counts.requests == before + 1)
     (way,) = here.server._quick
     assert isinstance(way, QuickWay)
-    return next(connection for connection in way.connections if connection._is_taken)
+    return next((connection for connection in way.connections if connection._is_taken), None)
 
 
 async def test_what_is_not_ordinary_is_handed_over_with_all_its_bytes(handed_over: list[bytes]) -> None:
@@ -172,6 +174,27 @@ async def test_what_is_not_ordinary_is_handed_over_with_all_its_bytes(handed_ove
         ]
         assert await users(here) == ["u1", "u2", "u3"]
     assert handed_over == [b"POST /v1/track HTTP/1.1"]
+
+
+def test_the_quick_way_and_the_handing_over_work_on_uvloop() -> None:
+    """What ``headrace run`` uses; its transports are others."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def scenario() -> None:
+        async with collecting() as here, link(here) as one:
+            one.writer.write(request(0)[:70])
+            await one.writer.drain()
+            one.writer.write(request(0)[70:] + request(1))
+            assert [(await one.answer())[0] for _ in range(2)] == [200, 200]
+            one.writer.write(request(2) + get + request(3))
+            assert [(await one.answer())[::2] for _ in range(3)] == [(200, b"ok"), (200, b"ok\n"), (200, b"ok")]
+            connection = await held(here, one, number=4)
+            assert connection is None, "handed over for good"
+            assert await users(here) == ["u0", "u1", "u2", "u3"]
+            here.log.gate.set()
+            assert (await one.answer())[0] == 200
+
+    uvloop.run(scenario())
 
 
 @pytest.mark.parametrize(
