@@ -27,7 +27,8 @@ BODY_BYTES: Final = 8
 ENTRY_BYTES: Final = KEY_BYTES + BODY_BYTES
 DAY_US: Final = 86_400_000_000
 
-_STEP_IDS: Final = 4096
+SLICE_IDS: Final = 4096
+_STEP_IDS: Final = SLICE_IDS
 _FILTER_BITS: Final = 1 << 26  # 8 MiB; at 10 million ids one look-up in seven is in vain
 _LAST: Final = b"\xff" * (ENTRY_BYTES - KEY_BYTES + 5)
 
