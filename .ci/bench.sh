@@ -27,6 +27,7 @@ for name in "${names[@]}"; do
             huge_transaction) short=(--rows 500000 --end commit) ;;
             postgres_snapshot) short=(--rows 200000 --rounds 1) ;;
             restart) short=(--log-mib 100 --rounds 2 --idle-s 5) ;;
+            collector) short=(--seconds 2 --rounds 1) ;;
             log_append | store_write) short=(--seconds 1) ;;
             delivery) short=(--events 50000) ;;
         esac

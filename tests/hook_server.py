@@ -56,6 +56,8 @@ def hook_server() -> Iterator[Hook]:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         block_on_close = False
+        # The default of 5 drops the connections of a burst, and TCP tries each again after 1, 3, 7, 15 s.
+        request_queue_size = 256
 
         def handle_error(self, request: object, client_address: object) -> None:
             """A client that was killed leaves a broken connection behind: no news here."""

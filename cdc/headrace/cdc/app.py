@@ -23,6 +23,7 @@ from headrace.cdc.deadletters import DeadLetters
 from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.metrics import CaptureMetrics
+from headrace.cdc.plan import read_plan
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
 from headrace.cdc.web import WebServer
@@ -51,6 +52,7 @@ class Application:
         Raises the first HeadraceError that stops the process; all parts have been stopped by then.
         """
         metrics = CaptureMetrics(self._registry)
+        plan = read_plan(self._config)
         log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
         try:
@@ -59,7 +61,7 @@ class Application:
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
                 if hasattr(source, "routes"):
-                    source.attach(log, self._registry, metrics.appended)
+                    source.attach(log, self._registry, metrics.appended, plan)
                     self._pushed.append(source)
                     continue
                 normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)

@@ -177,6 +177,18 @@ class PrivacyConfig(Section, frozen=True):
         return "PrivacyConfig()"
 
 
+class PipelineConfig(Section, frozen=True):
+    """What happens to events before the log."""
+
+    plan: Annotated[
+        str | None,
+        Meta(
+            description="File of a tracking plan: JSON Schemas that the events of a source of type http must fit.",
+            examples=["plan.yaml"],
+        ),
+    ] = None
+
+
 class EventConfig(Section, frozen=True):
     """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
 
@@ -256,6 +268,7 @@ class Config(Struct, frozen=True):
     folder: Path
     """Folder of the file: relative paths in it start there."""
     privacy: PrivacyConfig = msgspec.field(default_factory=PrivacyConfig)
+    pipeline: PipelineConfig = msgspec.field(default_factory=PipelineConfig)
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -285,7 +298,7 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
     Raises ConfigError with every problem found, each as ``path.to.field: what is wrong``.
     """
-    tree = _read_tree(path)
+    tree = read_mapping(path)
     return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
 
 
@@ -293,7 +306,7 @@ def load_part(path: Path, kind: type[_S], environ: Mapping[str, str] = os.enviro
     """A file that the configuration names, of one struct, by the same rules. Raises ConfigError with every problem found."""
     problems: list[str] = []
     try:
-        tree = _substitute(_read_tree(path), "", environ, problems)
+        tree = _substitute(read_mapping(path), "", environ, problems)
     except RecursionError as error:
         raise _too_deep(str(path)) from error
     made = _build(kind, tree, path.name, problems)
@@ -304,7 +317,8 @@ def load_part(path: Path, kind: type[_S], environ: Mapping[str, str] = os.enviro
     return made
 
 
-def _read_tree(path: Path) -> Any:
+def read_mapping(path: Path) -> Any:
+    """What a YAML file holds, no key twice; a mapping or whatever else stands there. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -315,7 +329,7 @@ def _read_tree(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} is not UTF-8 text", advice="save it as UTF-8") from error
     try:
-        tree = yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -329,7 +343,6 @@ def _read_tree(path: Path) -> Any:
         ) from error
     except RecursionError as error:
         raise _too_deep(str(path)) from error
-    return tree
 
 
 def _too_deep(name: str) -> ConfigError:
@@ -363,7 +376,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     except RecursionError as error:
         raise _too_deep(name) from error
     sections = consumer_sections()
-    known = ["log", "sources", "events", "privacy", "server", *sections]
+    known = ["log", "sources", "events", "pipeline", "privacy", "server", *sections]
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
@@ -387,6 +400,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
             for table, event in events.items()
             if event is not None and event.columns.hash
         ]
+    pipeline = _build(PipelineConfig, _or_empty(tree.get("pipeline")), "pipeline", problems)
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
@@ -409,6 +423,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         sections=built,
         folder=folder,
         privacy=privacy or PrivacyConfig(),
+        pipeline=pipeline or PipelineConfig(),
     )
 
 
@@ -550,6 +565,7 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of the file, made from the same structs that parse it."""
     parts: dict[str, Any] = {
         "events": EventConfig,
+        "pipeline": PipelineConfig,
         "privacy": PrivacyConfig,
         "server": ServerConfig,
         **consumer_sections(),
@@ -580,7 +596,9 @@ def json_schema() -> dict[str, Any]:
         }
     # A heading with nothing under it is null to YAML.
     empty = {"type": "null"}
-    own = {key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "privacy", "server")}
+    own = {
+        key: {"anyOf": [by_part[key], empty]} for key in parts if key not in ("events", "pipeline", "privacy", "server")
+    }
     for key, kind in consumer_sections().items():
         if get_origin(kind) is dict:
             by_part[key]["propertyNames"] = {"pattern": f"^{_SOURCE_NAME}$"}
@@ -599,6 +617,7 @@ def json_schema() -> dict[str, Any]:
                 "minProperties": 1,
             },
             "events": {"type": ["object", "null"], "additionalProperties": by_part["events"]},
+            "pipeline": {"anyOf": [by_part["pipeline"], empty]},
             "privacy": {"anyOf": [by_part["privacy"], empty]},
             "server": {"anyOf": [by_part["server"], empty]},
             **own,
@@ -630,6 +649,7 @@ __all__ = [
     "Duration",
     "EventConfig",
     "LogChoice",
+    "PipelineConfig",
     "PrivacyConfig",
     "Section",
     "ServerConfig",
@@ -641,4 +661,5 @@ __all__ = [
     "load_part",
     "parse",
     "plugins",
+    "read_mapping",
 ]

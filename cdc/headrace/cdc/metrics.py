@@ -153,6 +153,7 @@ class _EngineCollector(Collector):
 
     _GAUGES: Final = {
         "disk_bytes": ("headrace_log_disk_bytes", "Bytes the log takes on disk."),
+        "dead_letters": ("headrace_log_dead_letter_events", "Dead letters that are kept."),
     }
     _COUNTERS: Final = {
         "appends_total": ("headrace_log_appends", "Appends made durable since the start."),

@@ -94,6 +94,8 @@ def _log(console: Console, log: dict[str, Any]) -> None:
     console.print(table)
     if "disk_bytes" in log:
         console.print(f"  {_bytes(log['disk_bytes'])} on disk")
+    if log.get("dead_letters"):
+        console.print(Text(f"  {_count(log['dead_letters'])} dead letters: headrace deadletter ls says why", "yellow"))
 
 
 def _rate(snapshot: dict[str, Any]) -> str:

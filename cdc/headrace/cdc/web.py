@@ -29,6 +29,7 @@ from typing import Annotated, Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -154,6 +155,7 @@ class WebServer:
             handle_signals=False,
             keepalive_timeout=_IDLE_S,
             lingering_time=_LINGER_S,
+            logger=_http_log(),
             auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
         )
         self._runner = runner
@@ -314,6 +316,14 @@ def _http_error(error: web.HTTPException, request: web.Request) -> web.Response:
     if "Allow" in error.headers:
         answer.headers["Allow"] = error.headers["Allow"]
     return answer
+
+
+def _http_log() -> logging.Logger:
+    """aiohttp's own log, without the requests that are no HTTP: it would quote their bytes, and a token or a write key may stand in them."""
+    log = logging.getLogger("headrace.web.http")
+    if not log.filters:
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return log
 
 
 async def _harden(request: web.Request, response: web.StreamResponse) -> None:

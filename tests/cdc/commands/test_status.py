@@ -13,6 +13,7 @@ import pytest
 
 from headrace.cdc.cli import main
 from headrace.cdc.config import ServerConfig
+from headrace.cdc.status_page import show
 from serving import serving
 from shop_folder import Shop
 from shop_log import ShopLog, order_event
@@ -110,3 +111,22 @@ def test_another_server_at_the_address_is_told_from_headrace(shop: Shop, capsys:
         assert main(["status", shop.file]) == 6
         thread.join(10)
     assert "no headrace" in capsys.readouterr().err
+
+
+def test_dead_letters_are_told_with_the_command_that_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+    log = {"partitions": [], "disk_bytes": 4096, "dead_letters": 3}
+    document = {
+        "is_running": True,
+        "version": "1",
+        "started_us": 0,
+        "compiled": {},
+        "sources": {},
+        "log": log,
+        "consumers": {},
+        "troubles": {},
+    }
+    show(document, now=1.0)
+    assert "3 dead letters: headrace deadletter ls" in capsys.readouterr().out
+    log["dead_letters"] = 0
+    show(document, now=1.0)
+    assert "dead letters" not in capsys.readouterr().out

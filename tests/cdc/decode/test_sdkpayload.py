@@ -42,7 +42,7 @@ def test_a_batch_is_its_calls_in_order_with_what_they_share() -> None:
         batch(GOOD, b'{"userId":7}', rest=b',"sentAt":"2026-01-01","writeKey":"k","context":{"a":1},"integrations":{}')
     )
     found = list(read_calls(payload))
-    assert [raw for raw, _ in found] == [GOOD, b'{"userId":7}']
+    assert [bytes(raw) for raw, _ in found] == [GOOD, b'{"userId":7}']
     assert [call.user_id for _, call in found if isinstance(call, SdkCall)] == ["u1", 7]
     assert (payload.sent_at, payload.write_key) == ("2026-01-01", "k")
     assert (payload.context, payload.integrations) == (b'{"a":1}', b"{}")
@@ -210,7 +210,7 @@ def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:
         except UnreadableError:
             continue
         for raw, call in read_calls(payload):
-            assert isinstance(raw, bytes)
+            assert bytes(raw) in body or not isinstance(call, SdkCall)
             if isinstance(call, SdkCall):
                 for part in (call.properties, call.traits, call.context, call.integrations):
                     assert not part or msgspec.json.decode(part) is not ...

@@ -309,6 +309,7 @@ def few_recent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ids move into the tree from 1,000 on, in steps of 100."""
     monkeypatch.setattr(sqlite_known, "MERGE_IDS", 1000)
     monkeypatch.setattr(sqlite_ids, "_STEP_IDS", 100)
+    monkeypatch.setattr(sqlite_known, "SLICE_IDS", 100)
 
 
 @pytest.mark.usefixtures("few_recent")

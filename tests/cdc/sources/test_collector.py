@@ -23,6 +23,7 @@ from headrace.cdc.config import ServerConfig
 from headrace.cdc.errors import LogUnavailable, ServerError
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.memory import MemoryLog
+from headrace.cdc.process.validate import Plan, PlanFile, PlannedEvent
 from headrace.cdc.sources import collector as collector_module
 from headrace.cdc.sources import collector_quick, intake
 from headrace.cdc.sources.collector import Collector
@@ -617,3 +618,19 @@ async def test_letters_of_other_sources_stay() -> None:
     async with collecting(log) as here:
         assert await here.post("/v1/deadletters/retry", {}) == (200, '{"retried":0,"kept":1}\n')
         assert len(await here.letters()) == 1
+
+
+async def test_events_that_do_not_fit_the_plan_are_set_aside_and_fit_a_later_one() -> None:
+    schema = {"required": ["total"]}
+    plan = Plan(PlanFile(track={"A": PlannedEvent(schema)}))
+    async with collecting(plan=plan) as here:
+        fit = track(1, properties={"total": 1})
+        assert (await here.post("/v1/batch", {"batch": [fit, track(2), track(3, event="B")]}))[0] == 200
+        assert [event.user_id for event in await here.events()] == ["u1", "u3"]
+        (stored,) = await here.letters()
+        assert (stored.letter.reason, "required (total)" in stored.letter.detail) == ("violation", True)
+        shown = generate_latest(here.registry).decode()
+        assert 'headrace_collector_plan_quarantine_events_total{source="web"} 1.0' in shown
+        here.collector._plan = None
+        assert await here.post("/v1/deadletters/retry", {}) == (200, '{"retried":1,"kept":0}\n')
+        assert [event.user_id for event in await here.events()] == ["u1", "u3", "u2"]

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from headrace.cdc.command import Command, config_argument
 from headrace.cdc.config import load
+from headrace.cdc.plan import read_plan
 from headrace.cdc.sources.preflight import Finding
 
 _FOUND = 7
@@ -30,6 +31,7 @@ def _configure(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
+    read_plan(config)
 
     async def check_all() -> dict[str, list[Finding]]:
         return {

@@ -23,6 +23,7 @@ from headrace.cdc.deadletters import DeadLetters, Retried, Selection, selected
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.log.base import StoredLetter
 from headrace.cdc.log.reader import open_reader
+from headrace.cdc.plan import read_plan
 from headrace.cdc.running import ask
 from headrace.cdc.sources.base import PushedSource
 
@@ -131,13 +132,14 @@ def _time(at_us: int) -> str:
 
 async def _alone(config: Config, action: str, selection: Selection) -> dict[str, int] | Retried:
     """The same with the log opened here. Raises LogLocked when a process has it that can't be asked."""
+    plan = read_plan(config)
     log = await config.log.kind.from_config(config.log.section, config)
     try:
         sources: list[PushedSource] = []
         for name, choice in config.sources.items():
             source = choice.kind(name, choice.section, config.events)
             if hasattr(source, "routes"):
-                source.attach(log, CollectorRegistry(), _untold)
+                source.attach(log, CollectorRegistry(), _untold, plan)
                 sources.append(source)
         letters = DeadLetters(log, sources)
         if action == "drop":

@@ -112,8 +112,8 @@ def read_single(body: bytes) -> Payload:
     return Payload([body])
 
 
-def read_calls(payload: Payload) -> Iterator[tuple[bytes, SdkCall | Refusal]]:
-    """Every call's bytes, and the call or why there is none. An array among the calls, as analytics-js makes, is its elements."""
+def read_calls(payload: Payload) -> Iterator[tuple[Raw | bytes, SdkCall | Refusal]]:
+    """Every call's bytes (or a view of them), and the call or why there is none. An array among the calls, as analytics-js makes, is its elements."""
     for raw in payload.calls:
         call = read_call(raw)
         if isinstance(call, Refusal) and bytes(raw).startswith(b"["):
@@ -121,9 +121,9 @@ def read_calls(payload: Payload) -> Iterator[tuple[bytes, SdkCall | Refusal]]:
                 for inner in _children(bytes(raw)):
                     yield inner, read_call(inner)
             except UnreadableError:
-                yield bytes(raw), call
+                yield raw, call
         else:
-            yield bytes(raw), call
+            yield raw, call
 
 
 def read_call(raw: Raw | bytes) -> SdkCall | Refusal:

@@ -13,7 +13,7 @@ versions 3.40 to 3.53. Layout, format 3::
     cursor   (group, partition) -> offset, state
     letter   id -> a dead letter                  ids are never used twice
     seen_run id -> at_us, entries                 message ids as they came, one row a transaction (sqlite_ids.py)
-    seen     key -> body, day                     the older ones, sorted
+    seen     entry                                the older ones, sorted
 
 ``id`` makes "the batch that holds offset o" one seek: the first id above ``partition << 48 | o``.
 
@@ -59,7 +59,7 @@ _COLLECTED: Final = (
     """create table letter (id integer primary key autoincrement, source text not null, reason text not null,
     detail text not null, received_us integer not null, context blob not null, body blob not null)""",
     "create table seen_run (id integer primary key autoincrement, at_us integer not null, entries blob not null)",
-    "create table seen (key blob primary key, body blob not null, day integer not null) without rowid",
+    "create table seen (entry blob primary key) without rowid",
 )
 
 _SCHEMA: Final = (

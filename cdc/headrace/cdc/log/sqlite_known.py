@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from headrace.cdc.log.base import SeenIds
 from headrace.cdc.log.sqlite_ids import (
     DAY_US,
     MERGE_IDS,
+    SLICE_IDS,
     ForgetIds,
     IdFilter,
     MergeIds,
@@ -127,12 +129,15 @@ class KnownIds:
         # What is in the dict now was submitted before this step, so the step finds it in the runs.
         self._merging, self._recent = self._recent, {}
         self._oldest_us = None
-        self._has_tree = True
-        if self._filter is not None:
-            self._filter.add(self._merging)
+        if not self._has_tree:
+            self._has_tree, self._filter = True, IdFilter()
         merge = MergeIds()
+        # The filter's part goes in slices beside the steps: all at once would hold the loop for 10 ms.
+        left = iter(self._merging)
         while not self._is_closing:
             step: Step = await self._submit(merge)
+            if self._filter is not None:
+                self._filter.add(islice(left, SLICE_IDS if step.has_more else None))
             if not step.has_more:
                 self._merging = {}
                 return

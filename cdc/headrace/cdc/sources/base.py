@@ -18,6 +18,8 @@ from headrace.cdc.log.base import EventLog, StoredLetter
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from headrace.cdc.process.validate import Plan
+
 
 class ChangeBatch(msgspec.Struct, gc=False):
     """Whole transactions in commit order, and the state after them.
@@ -130,7 +132,13 @@ class PushedSource(Protocol):
         """Whether only this machine's own programs may reach it."""
         ...
 
-    def attach(self, log: EventLog, registry: CollectorRegistry, durable: Callable[[str, int, int], None]) -> None:
+    def attach(
+        self,
+        log: EventLog,
+        registry: CollectorRegistry,
+        durable: Callable[[str, int, int], None],
+        plan: Plan | None = None,
+    ) -> None:
         """Called once, before routes and run. durable: to be told of each append: source, events, when the first was received."""
         ...
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -39,6 +39,9 @@ from headrace.cdc.sources.collector_config import CollectorConfig
 from headrace.cdc.sources.inflate import inflate, is_gzip
 from headrace.cdc.sources.intake import BusyError, Intake, Post, Taken
 from headrace.cdc.sources.preflight import Finding
+
+if TYPE_CHECKING:
+    from headrace.cdc.process.validate import Plan
 
 ANY_WRITER: Final = "any"
 """Name of the writer where the configuration has no write keys."""
@@ -137,6 +140,7 @@ class Collector:
         self._intake: Intake | None = None
         self._phase = "stopped"
         self._durable_us = 0
+        self._plan: Plan | None = None
         self.reading_bytes = 0
 
     @property
@@ -144,15 +148,22 @@ class Collector:
         """Without write keys anybody who can reach the server could write: only this machine may."""
         return not self.config.write_keys
 
-    def attach(self, log: EventLog, registry: CollectorRegistry, durable: Callable[[str, int, int], None]) -> None:
+    def attach(
+        self,
+        log: EventLog,
+        registry: CollectorRegistry,
+        durable: Callable[[str, int, int], None],
+        plan: Plan | None = None,
+    ) -> None:
         """See PushedSource."""
 
         def on_durable(events: int, first_us: int) -> None:
             durable(self.name, events, first_us)
             self._durable_us = max(self._durable_us, first_us)
 
+        self._plan = plan
         self._intake = Intake(self.name, log, on_durable)
-        registry.register(_Numbers(self.name, self._intake))
+        registry.register(_Numbers(self.name, self._intake, plan))
 
     def may_send(self, host: str, origin: str | None) -> bool:
         """Whether a page of this origin (None: no browser) may send to this host (of the header)."""
@@ -350,7 +361,9 @@ class Collector:
             integrations=_object(payload.integrations),
         )
 
-    def _made(self, calls: Sequence[tuple[bytes, SdkCall | Refusal]], delivery: Delivery, size: int) -> Post:
+    def _made(
+        self, calls: Sequence[tuple[msgspec.Raw | bytes, SdkCall | Refusal]], delivery: Delivery, size: int
+    ) -> Post:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
         for raw, call in calls:
@@ -362,11 +375,19 @@ class Collector:
                 found = call
             else:
                 found = identified(call, delivery, "" if call.message_id else secrets.token_hex(16))
+            if self._plan is not None and isinstance(found, Identified):
+                judged = self._plan.judge(found.event)
+                if isinstance(judged, Refusal):
+                    found = judged
+                else:
+                    found.event = judged
             if isinstance(found, Identified):
                 taken.append(Taken(found, raw, delivery))
             else:
                 context = msgspec.json.encode(delivery)
-                letters.append(DeadLetter(self.name, found.reason, found.detail, delivery.received_us, raw, context))
+                letters.append(
+                    DeadLetter(self.name, found.reason, found.detail, delivery.received_us, bytes(raw), context)
+                )
         return Post(taken, letters, size + 512 * len(calls))
 
     def _unreadable(self, asked: Asked, writer: str, detail: str) -> Post:
@@ -387,9 +408,10 @@ class UnreadableRefused(Refused):
 
 
 class _Numbers(MetricCollector):
-    def __init__(self, source: str, intake: Intake) -> None:
+    def __init__(self, source: str, intake: Intake, plan: Plan | None) -> None:
         self._source = source
         self._intake = intake
+        self._plan = plan
 
     def collect(self) -> list[Metric]:
         counts = self._intake.counts
@@ -408,6 +430,15 @@ class _Numbers(MetricCollector):
             counter = CounterMetricFamily(name, text, labels=["source"])
             counter.add_metric([self._source], value)
             families.append(counter)
+        if self._plan is not None:
+            for verdict, value in self._plan.violations.items():
+                counter = CounterMetricFamily(
+                    f"headrace_collector_plan_{verdict}_events",
+                    f"Events that didn't fit the plan, verdict {verdict}.",
+                    labels=["source"],
+                )
+                counter.add_metric([self._source], value)
+                families.append(counter)
         held = GaugeMetricFamily("headrace_collector_held_bytes", "Bytes that wait for the log.", labels=["source"])
         held.add_metric([self._source], self._intake.held_bytes)
         families.append(held)

@@ -14,6 +14,7 @@ there is one place that knows all of HTTP, and this is not it. What becomes of a
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
@@ -112,7 +113,7 @@ class QuickWay:
         """None for whatever isn't ours. head: without the empty line."""
         lines = head.split(b"\r\n")
         words = lines[0].split(b" ")
-        if len(words) != 3 or words[0] != b"POST" or words[2] != b"HTTP/1.1" or b"\0" in head or b"\n" in lines[0]:
+        if len(words) != 3 or words[0] != b"POST" or words[2] != b"HTTP/1.1" or any(map(_CONTROL.search, lines)):
             return None
         found = self.collector.event_path(words[1])
         if found is None:
@@ -121,8 +122,8 @@ class QuickWay:
         for line in lines[1:]:
             name, colon, value = line.partition(b":")
             name = name.lower()
-            # A space before the colon, a folded line, a bare line feed, a name twice: how such are read differs, so they aren't ours.
-            if not colon or not name or not _is_token(name) or b"\n" in value or b"\r" in value or name in values:
+            # A space before the colon, a folded line, a name twice: how such are read differs, so they aren't ours.
+            if not colon or not name or not _is_token(name) or name in values:
                 return None
             values[name] = value.strip(b" \t")
         if values.get(b"connection", b"keep-alive").lower() != b"keep-alive":
@@ -158,6 +159,8 @@ class QuickConnection(asyncio.Protocol):
         self._is_taken = False
         self._is_ending = False
         self._is_paused = False
+        self._is_choked = False
+        self._is_looking = False
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._working: asyncio.Task[None] | None = None
@@ -192,37 +195,65 @@ class QuickConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._reading is not None:
             self._body(data)
-        elif self._is_taken:
-            self._buffer += data
-            if len(self._buffer) > _BUFFER_BYTES and not self._is_paused:
-                self._is_paused = True
-                self._transport.pause_reading()
-        else:
-            self._next(self._buffer + data if self._buffer else data)
+            return
+        self._buffer = self._buffer + data if self._buffer else data
+        if not (self._is_taken or self._is_choked):
+            self._go_on()
+        elif len(self._buffer) > _BUFFER_BYTES:
+            self._pause()
 
-    def _next(self, data: bytes) -> None:
-        """Look at a head. data: from its first byte on."""
+    def pause_writing(self) -> None:
+        """The client doesn't read its answers: it gets none to further requests until it does."""
+        self._is_choked = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self._is_choked = False
+        self._go_on()
+
+    def _pause(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Look at what has come, request by request. A loop: answers that are known at once would else nest as deep as requests come."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+        try:
+            while not (self._is_taken or self._is_choked or self._reading is not None):
+                if self._is_paused:
+                    self._is_paused = False
+                    self._transport.resume_reading()
+                if not self._buffer or self._transport.is_closing() or not self._has_next():
+                    return
+        finally:
+            self._is_looking = False
+
+    def _has_next(self) -> bool:
+        """Look at one head; False when it isn't whole yet, or the connection was handed over."""
+        data = self._buffer
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > _LONGEST_HEAD or not data.startswith(b"POST "[: len(data)]):
                 self._hand_over(data)
-            else:
-                self._buffer = data
-            return
+            return False
         head = self._way.head_of(data[:end]) if end < _LONGEST_HEAD else None
         if head is None or head.length > self._way.collector.config.max_body.bytes:
             self._hand_over(data)
-            return
+            return False
         self._head = head
         body_end = end + 4 + head.length
         if len(data) >= body_end:
             self._buffer = data[body_end:]
             self._take(head, data[end + 4 : body_end])
-            return
+            return True
         self._reading = Reading(self._way.collector)
         self._buffer = b""
         self._await(collector_module.BODY_S)
         self._body(data[end + 4 :])
+        return True
 
     def _body(self, data: bytes) -> None:
         assert self._reading is not None and self._head is not None
@@ -310,16 +341,14 @@ class QuickConnection(asyncio.Protocol):
         if self._is_ending:
             self._transport.close()
             return
-        if self._is_paused:
-            self._is_paused = False
-            self._transport.resume_reading()
         self._await(IDLE_S)
-        if self._buffer:
-            data, self._buffer = self._buffer, b""
-            self._next(data)
+        self._go_on()
 
     def _hand_over(self, data: bytes) -> None:
         self._forget()
+        self._buffer = b""
+        if self._is_paused:
+            self._transport.resume_reading()
         protocol = self._way.otherwise()
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
@@ -377,6 +406,7 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN: Final = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 
 

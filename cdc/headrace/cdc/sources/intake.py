@@ -15,7 +15,6 @@ from typing import Final, TypedDict
 
 import msgspec
 
-from headrace.cdc.errors import HeadraceError
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, SeenIds
 from headrace.cdc.process.sdkcall import Delivery, Identified
@@ -37,7 +36,7 @@ class Taken(msgspec.Struct, gc=False):
     """A readable call: its event, and what is needed to make a dead letter of it."""
 
     identified: Identified
-    raw: bytes
+    raw: msgspec.Raw | bytes
     delivery: Delivery
 
 
@@ -89,7 +88,7 @@ class Intake:
         self._held = 0
         self._is_open = False
         self._under_way: set[asyncio.Task[None]] = set()
-        self._failure: HeadraceError | None = None
+        self._failure: Exception | None = None
         self.counts = IntakeCounts()
 
     @property
@@ -157,23 +156,19 @@ class Intake:
         except BaseException as error:
             self._settle(group, error)
             slots.release()
-            if isinstance(error, HeadraceError):
+            if isinstance(error, Exception):
                 self._failure = error
-                return
             raise
 
         async def appended() -> None:
-            failure: BaseException | None = None
+            failure: Exception | None = None
             try:
                 await append
                 if found["events"] and not found["retried"]:
                     self._on_durable(len(found["events"]), found["events"][0].received_us)
-            except HeadraceError as error:
+            except Exception as error:  # noqa: BLE001  # a defect too: run raises it, as what came behind must not overtake
                 failure = self._failure = error
                 self._news.set()
-            except BaseException as error:
-                failure = error
-                raise
             finally:
                 self._settle(group, failure)
                 slots.release()
@@ -263,6 +258,6 @@ def _conflict(taken: Taken) -> DeadLetter:
         "conflict",
         "another event with the same messageId came before and says something else",
         event.received_us,
-        taken.raw,
+        bytes(taken.raw),
         msgspec.json.encode(taken.delivery),
     )
