@@ -10,12 +10,14 @@ from typing import Any
 
 import pymysql
 import pytest
+import zstandard
 
 from binlog_reader import place, read_events
 from fix_mariadb import MariaDBServer
 from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.mysqlcharset import charset_name
+from headrace.cdc.decode.mysqlpayload import _varying, payload_events, varying
 from headrace.cdc.decode.tableversion import changes_of
 from headrace.cdc.errors import DecodeError
 from headrace.cdc.event import UNCHANGED, UNDECODABLE, Change
@@ -441,3 +443,65 @@ def test_a_server_without_names_is_named_with_the_cure(db: Watched) -> None:
         db.run("set global binlog_row_metadata = 'FULL'")
     with pytest.raises(DecodeError, match="binlog_row_metadata = 'FULL'"):
         db.changes()
+
+
+def test_compressed_transactions_and_tagged_ids_of_mysql(db: Watched) -> None:
+    if not db.is_mysql:
+        pytest.skip("MySQL has them, MariaDB hasn't")
+    db.run("create table t (id int primary key, v text)")
+    db.run("create table m (id int primary key) engine=myisam")
+    db.start = place(db.server)
+    db.run("set binlog_transaction_compression = on, gtid_next = 'AUTOMATIC:told'")
+    db.run("begin")
+    db.run("insert into t values (1, repeat('a', 60000)), (2, null)")
+    db.run("update t set v = 'b' where id = 2")
+    db.run("commit")
+    db.run("set gtid_next = 'AUTOMATIC', binlog_transaction_compression = off")
+    db.run("insert into t values (3, 'plain')")
+    db.run("set binlog_transaction_compression = on")
+    db.run("insert into m values (1)")
+    db.run("delete from t where id = 1")
+    kinds = Counter(event[4] for event in db.events())
+    assert kinds[40] >= 2 and kinds[42] == 1
+    changes = db.changes()
+    assert [(change.op, change.before, change.after) for change in changes] == [
+        ("insert", None, (1, "a" * 60_000)),
+        ("insert", None, (2, None)),
+        ("update", (2, None), (2, "b")),
+        ("insert", None, (3, "plain")),
+        ("insert", None, (1,)),
+        ("delete", (1, "a" * 60_000), None),
+    ]
+    assert [change.is_last for change in changes] == [False, False, True, True, True, True]
+    assert ":told:1:0" in changes[0].position
+    executed = MySQLGtidSet.parse(db.run("select @@gtid_executed")[0][0])
+    decoder = db.decoder()
+    for event in db.events():
+        decoder.feed(event)
+    assert any(source.endswith(":told") for source in decoder.gtids.intervals())  # type: ignore[union-attr]
+    assert decoder.gtids <= executed  # type: ignore[operator]
+
+
+def test_a_broken_compressed_transaction_is_an_error_and_never_a_row() -> None:
+    inner = struct.pack("<IBIIIH", 0, 2, 1, 19, 0, 0) * 20
+    packed_ = zstandard.ZstdCompressor().compress(inner)
+    head = bytes([2, 1, 0, 3, 3, 252]) + struct.pack("<H", len(inner)) + bytes([1, 1, len(packed_), 0])
+    assert b"".join(payload_events(head + packed_)) == inner
+    for broken in (
+        head + packed_[:-3],
+        head + packed_ + b"x",
+        head[:2] + b"\x07" + head[3:] + packed_,
+        head[:6] + struct.pack("<H", len(inner) - 19) + head[8:] + packed_,
+        head + bytes([packed_[0] ^ 1]) + packed_[1:],
+    ):
+        with pytest.raises(DecodeError):
+            list(payload_events(broken))
+    for cut in range(len(head) - 1):
+        with pytest.raises((DecodeError, IndexError)):
+            list(payload_events(head[:cut]))
+
+
+def test_varying_integers() -> None:
+    for number in [0, 1, 127, 128, 16383, 16384, *[1 << bits for bits in range(64)], (1 << 64) - 1]:
+        text = varying(number)
+        assert _varying(text + b"rest", 0) == (number, len(text))

@@ -145,6 +145,21 @@ async def test_it_streams_and_goes_on_where_it_was(each: tuple[MariaDBServer, st
     assert re.fullmatch(r"0-1-\d+|[-0-9a-f]{36}:1-\d+", r.source.status().position)
 
 
+@pytest.mark.matrix("mysql")
+async def test_it_goes_on_behind_tagged_and_compressed_transactions(mysql9: MariaDBServer, reader: MakeReader) -> None:
+    database = made_database(mysql9, "tagged")
+    tagged = ["set gtid_next = 'AUTOMATIC:told', binlog_transaction_compression = on"]
+    r = await reader(dsn(mysql9), database)
+    run(mysql9, *tagged, "insert into t values (1, 'a')", "insert into t values (2, 'b')", database=database)
+    await r.until_rows(2)
+    await r.restart()
+    run(mysql9, *tagged, "insert into t values (3, 'c')", database=database)
+    run(mysql9, "insert into t values (4, 'd')", database=database)
+    await r.until_rows(4)
+    assert [change.after for change in r.changes] == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+    assert re.search(r":told:1-\d+$", r.source.status().position)
+
+
 async def test_an_idle_source_has_heartbeats_and_no_lag(
     mariadb: MariaDBServer, database: str, reader: MakeReader
 ) -> None:

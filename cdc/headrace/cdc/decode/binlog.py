@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
+from headrace.cdc.decode.mysqlpayload import payload_events, tagged_gtid
 from headrace.cdc.decode.mysqlstatement import Kind, read_statement
 from headrace.cdc.decode.mysqlvalue import RowReader
 from headrace.cdc.decode.tablemap import TableMap, packed, parse_table_map
@@ -34,7 +35,7 @@ _LARGEST_EVENT_BYTES = 1 << 30
 
 (_QUERY, _STOP, _ROTATE, _INTVAR, _RAND, _USER_VAR, _FORMAT, _XID, _TABLE_MAP) = (2, 3, 4, 5, 13, 14, 15, 16, 19)
 (_INCIDENT, _HEARTBEAT, _ROWS_QUERY, _GTID, _ANONYMOUS, _PREVIOUS_GTIDS) = (26, 27, 29, 33, 34, 35)
-(_TRANSACTION_CONTEXT, _VIEW_CHANGE, _XA_PREPARE, _HEARTBEAT2) = (36, 37, 38, 41)
+(_TRANSACTION_CONTEXT, _VIEW_CHANGE, _XA_PREPARE, _PAYLOAD, _HEARTBEAT2, _GTID_TAGGED) = (36, 37, 38, 40, 41, 42)
 (_ANNOTATE, _CHECKPOINT, _MARIADB_GTID, _GTID_LIST, _ENCRYPTION) = (160, 161, 162, 163, 164)
 _QUERY_COMPRESSED = 165
 _ROWS: dict[int, tuple[Op, int, bool]] = {
@@ -213,6 +214,12 @@ class BinlogDecoder:
                 self._begin_mariadb(body)
             elif kind == _GTID:
                 self._begin_mysql(body)
+            elif kind == _GTID_TAGGED:
+                self._open()
+                source, number = tagged_gtid(body)
+                self._gtid = (f"{source}:{number}", source, number)
+            elif kind == _PAYLOAD:
+                self._take_payload(body)
             elif kind == _ANONYMOUS:
                 self._gtid = None
             elif kind == _ROTATE:
@@ -262,6 +269,15 @@ class BinlogDecoder:
         self._savepoints = []
         self._size = 0
         self._is_standalone = False
+
+    def _take_payload(self, body: bytes) -> None:
+        """What MySQL's binlog_transaction_compression put into one event; it ends behind that one's place."""
+        for event in payload_events(body):
+            kind, flags = event[4], event[17] | event[18] << 8
+            if kind == _PAYLOAD or self._ends:
+                raise DecodeError("a compressed transaction that goes on behind its end", kind="Transaction_payload")
+            self._event(kind, event[_HEADER.size :], flags)
+            self._ends = self._ends or kind == _XID
 
     # statements
 

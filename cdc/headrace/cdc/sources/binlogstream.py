@@ -20,12 +20,14 @@ import pymysql
 from headrace.cdc.decode.binlog import BinlogPlace
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.mysqlpacket import EventPackets
+from headrace.cdc.decode.mysqlpayload import varying
 from headrace.cdc.errors import HistoryMismatch, SourceRefused, SourceUnavailable
 
 _REGISTER, _DUMP, _DUMP_GTID = 0x15, 0x12, 0x1E
 _GULP_BYTES = 1 << 18
 _HELD_BYTES = 8 << 20
 _HEARTBEAT_S = 0.5
+_UUID_LETTERS = 36
 _FATAL = 1236
 """ER_MASTER_FATAL_ERROR_READING_BINLOG: the place isn't in the binlog any more, or another reader took our server id."""
 
@@ -180,11 +182,18 @@ class BinlogStream:
 
 
 def _encoded(gtids: MySQLGtidSet) -> bytes:
-    """As COM_BINLOG_DUMP_GTID has it: intervals end behind their last number. Tags are left to file and position."""
-    sources = {source: each for source, each in gtids.intervals().items() if len(source) == 36}
+    """As COM_BINLOG_DUMP_GTID has it: intervals end behind their last number. Tags need the newer form, which older servers don't know."""
+    sources = gtids.intervals()
+    has_tags = any(len(source) > _UUID_LETTERS for source in sources)
     found = struct.pack("<Q", len(sources))
+    if has_tags:
+        found = b"\x01" + len(sources).to_bytes(6, "little") + b"\x01"
     for source, intervals in sources.items():
-        found += bytes.fromhex(source.replace("-", "")) + struct.pack("<Q", len(intervals))
+        found += bytes.fromhex(source[:_UUID_LETTERS].replace("-", ""))
+        if has_tags:
+            tag = source[_UUID_LETTERS + 1 :].encode()
+            found += varying(len(tag)) + tag
+        found += struct.pack("<Q", len(intervals))
         for first, last in intervals:
             found += struct.pack("<QQ", first, last + 1)
     return found
