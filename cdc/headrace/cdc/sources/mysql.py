@@ -136,7 +136,12 @@ class MySQLSource:
                 if self._wants(*split_name(name)) and split_name(name) not in known
             ]
         self._copier = MySQLCopier(
-            server, state.copies, state.versions, id_prefix=f"{self._name}-{state.incarnation}-", wake=stream.wake
+            server,
+            state.copies,
+            state.versions,
+            id_prefix=f"{self._name}-{state.incarnation}-",
+            is_mariadb=facts.is_mariadb,
+            wake=stream.wake,
         )
         self._copier.go_on()
         self._ready.append(self._batch([], int(time.time() * 1_000_000)))
@@ -211,7 +216,7 @@ class MySQLSource:
 
     async def _uncopied(self, server: MySQLServer, facts: ServerFacts) -> list[str]:
         """Tables that are to be copied and can't be."""
-        if self._config.snapshot == "never" or not facts.is_mariadb:
+        if self._config.snapshot == "never":
             return []
         collations = await read_collations(server.query)
         found: list[str] = []
@@ -224,14 +229,14 @@ class MySQLSource:
 
     def _findings(self, facts: ServerFacts, uncopied: list[str]) -> list[Finding]:
         found = facts.findings()
-        if self._config.snapshot == "initial" and not facts.is_mariadb:
+        if self._config.snapshot == "initial" and not facts.is_mariadb and not facts.has_gtids:
             found.append(
                 Finding(
                     "no-copy",
                     "error",
                     f"sources.{self._name}.snapshot",
-                    "existing rows can be copied from MariaDB only, which says to which place of the binlog a SELECT belongs",
-                    "snapshot: never, for changes from now on",
+                    "existing rows can't be copied without transaction ids: nothing else says what a SELECT has seen",
+                    "set global gtid_mode = ON, step by step, as the server's manual says; or snapshot: never, for changes from now on",
                 )
             )
         found += [

@@ -37,7 +37,7 @@ class MySQLConfig(Section, frozen=True):
     snapshot: Annotated[
         Literal["initial", "never"],
         Meta(
-            description="initial: copy existing rows first, while the stream runs (MariaDB only; each table needs a primary key);"
+            description="initial: copy existing rows first, while the stream runs (each table needs a primary key, MySQL needs GTIDs);"
             " never: changes from now on only."
         ),
     ] = "initial"

@@ -1,8 +1,13 @@
-"""The first copy of MariaDB's tables, in chunks beside the stream.
+"""The first copy of a server's tables, in chunks beside the stream. Nothing is locked.
 
-Each chunk is read in a transaction of its own, ``START TRANSACTION WITH CONSISTENT SNAPSHOT``, for which MariaDB says the exact place in the
-binlog (status ``Binlog_snapshot_file`` and ``_position``): what stands before that place is visible, what stands behind it isn't. So the chunk goes
-into the log once the stream has passed the place, without the keys that the stream has changed behind it (design P6). Nothing is locked.
+Each chunk is read in a transaction of its own, ``START TRANSACTION WITH CONSISTENT SNAPSHOT``, and goes into the log once the stream has passed the
+place of that moment, without the keys that the stream has changed behind it (design P6).
+
+MariaDB says the place exactly (status ``Binlog_snapshot_file`` and ``_position``): what stands before it is visible, what stands behind it isn't.
+
+MySQL writes a transaction to its binlog, then makes it visible, then adds its id to ``gtid_executed``. What is in that set before the snapshot is
+visible, and what is behind the binlog's end after it isn't. The transactions between these two, of about a millisecond, may be either. Their keys
+come from the stream too, which is right in both cases; only if it sends a part of their row, the chunk is read again.
 """
 
 from __future__ import annotations
@@ -13,8 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import pymysql
 
 from headrace.cdc.decode.binlog import BinlogPlace, BinlogTransaction, order_of
+from headrace.cdc.decode.gtid import MySQLGtidSet
 from headrace.cdc.decode.tableversion import TableVersion, schema_changes, shape, versioned
 from headrace.cdc.event import UNCHANGED, Change, Row, key_text
 from headrace.cdc.sources.ending import end
@@ -45,7 +52,17 @@ class TableCopy(msgspec.Struct):
     again: list[tuple[str, ...]] = []
 
 
+class _Noted(msgspec.Struct):
+    """A transaction's changes of the table that is copied."""
+
+    place: BinlogPlace
+    gtid: str
+    changes: list[Change]
+
+
 class _Chunk(msgspec.Struct):
+    """place: what stands behind it isn't in the rows. visible: what is in them for certain, None: everything before place."""
+
     table: CopiedTable
     rows: list[Row]
     after: tuple[str, ...]
@@ -53,6 +70,16 @@ class _Chunk(msgspec.Struct):
     place: BinlogPlace
     time_us: int
     again_count: int
+    visible: MySQLGtidSet | None
+
+    def may_lack(self, noted: _Noted) -> bool:
+        if self.visible is None:
+            return order_of(noted.place) > order_of(self.place)
+        source, _, number = noted.gtid.rpartition(":")
+        return not source or not self.visible.has(source, int(number))
+
+    def may_have(self, noted: _Noted) -> bool:
+        return order_of(noted.place) <= order_of(self.place)
 
 
 class MySQLCopier:
@@ -65,15 +92,17 @@ class MySQLCopier:
         versions: dict[int, TableVersion],
         *,
         id_prefix: str,
+        is_mariadb: bool,
         wake: Callable[[], None],
     ) -> None:
         self._server = server
+        self._is_mariadb = is_mariadb
         self._copies = copies
         self._versions = versions
         self._id_prefix = id_prefix
         self._wake = wake
         self._collations: dict[str, int] = {}
-        self._noted: list[tuple[BinlogPlace, list[Change]]] = []
+        self._noted: list[_Noted] = []
         self._count = 0
         self._task: asyncio.Task[_Chunk | None] | None = None
         self._connection: Any = None
@@ -117,7 +146,7 @@ class MySQLCopier:
                 continue
             self._count += len(changes)
             if self._count <= _NOTED_CHANGES:
-                self._noted.append((transaction.place, changes))
+                self._noted.append(_Noted(transaction.place, transaction.gtid, changes))
             self._note_moved(copy, changes)
 
     def _note_moved(self, copy: TableCopy, changes: list[Change]) -> None:
@@ -143,10 +172,14 @@ class MySQLCopier:
         if order_of(passed) < order_of(chunk.place):
             return [], 0
         self._task = None
-        unseen = [
-            change for place, changes in self._noted if order_of(place) > order_of(chunk.place) for change in changes
-        ]
-        if self._count > _NOTED_CHANGES or any(shape(change.table) != shape(chunk.table.schema) for change in unseen):
+        lacking = [noted for noted in self._noted if chunk.may_lack(noted)]
+        unseen = [change for noted in lacking for change in noted.changes]
+        in_doubt = [change for noted in lacking if chunk.may_have(noted) for change in noted.changes]
+        if (
+            self._count > _NOTED_CHANGES
+            or any(shape(change.table) != shape(chunk.table.schema) for change in unseen)
+            or any(change.after is not None and UNCHANGED in change.after for change in in_doubt)
+        ):
             self._rests_until = time.monotonic() + _RETRY_S
             asyncio.get_running_loop().call_later(_RETRY_S, self._wake)
             return [], 0
@@ -221,11 +254,14 @@ class MySQLCopier:
         select = f"select {asked} from {name}".replace("%", "%%") + f"{where} order by " + key.replace("%", "%%")
         width = len(table.expressions)
         with self._connection.cursor() as cursor:
+            visible: MySQLGtidSet | None = None
+            if not self._is_mariadb:
+                cursor.execute("select @@global.gtid_executed")
+                visible = MySQLGtidSet.parse(cursor.fetchone()[0].decode())
             cursor.execute("set transaction isolation level repeatable read")
             cursor.execute("start transaction with consistent snapshot, read only")
             try:
-                cursor.execute("show status like 'binlog_snapshot_%'")
-                status = {row[0].decode().lower(): row[1].decode() for row in cursor.fetchall()}
+                place = _exact_place(cursor) if visible is None else _end_of_binlog(cursor)
                 cursor.execute(f"{select} limit %s", (*arguments, CHUNK_ROWS))
                 found = cursor.fetchall()
             finally:
@@ -237,9 +273,10 @@ class MySQLCopier:
             rows,
             after,
             len(found) < CHUNK_ROWS,
-            BinlogPlace(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"])),
+            place,
             int(time.time() * 1_000_000),
             len(again),
+            visible,
         )
 
     def progress(self) -> dict[str, Any] | None:
@@ -269,6 +306,23 @@ class MySQLCopier:
                 self._selecting.exception()
         if connection is not None:
             connection._force_close()
+
+
+def _exact_place(cursor: Any) -> BinlogPlace:
+    """Of the snapshot that MariaDB has just made."""
+    cursor.execute("show status like 'binlog_snapshot_%'")
+    status = {row[0].decode().lower(): row[1].decode() for row in cursor.fetchall()}
+    return BinlogPlace(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"]))
+
+
+def _end_of_binlog(cursor: Any) -> BinlogPlace:
+    """Now, at MySQL; the statement has two names."""
+    try:
+        cursor.execute("show binary log status")
+    except pymysql.err.ProgrammingError:
+        cursor.execute("show master status")
+    file, offset, *_ = cursor.fetchone()
+    return BinlogPlace(file.decode(), int(offset))
 
 
 __all__ = ["MySQLCopier", "TableCopy"]

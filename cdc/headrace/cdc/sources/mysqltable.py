@@ -1,4 +1,4 @@
-"""A table as MariaDB's catalogue has it, so that copied rows are those of the binlog: the same columns, types and values.
+"""A table as the server's catalogue has it, so that copied rows are those of the binlog: the same columns, types and values.
 
 The binlog's table map says a column's type by number (decode/tablemap.py); the catalogue says it in words. Both must make the same column, or
 each table would seem to change between its copy and its first streamed row.
@@ -12,6 +12,7 @@ from hashlib import blake2b
 from typing import Any, TypeAlias
 
 import msgspec
+import pymysql
 
 from headrace.cdc.decode import tablemap as t
 from headrace.cdc.decode.mysqlcharset import codec_of
@@ -33,13 +34,16 @@ _TYPES = {
     ),
 }  # fmt: skip
 _INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint", "year")
+_UNKNOWN_COLUMN = 1054
 _RAW_BYTES = ("uuid", "inet4", "inet6")
 
 _COLUMNS = """
-select column_name, data_type, column_type, character_set_name, collation_name, generation_expression is not null and is_generated = 'ALWAYS'
+select column_name, data_type, column_type, character_set_name, collation_name
   from information_schema.columns where table_schema = %s and table_name = %s order by ordinal_position
 """
-_COLLATIONS = "select full_collation_name, id from information_schema.collation_character_set_applicability"
+_COLLATIONS = "select collation_name, id from information_schema.collations"
+# MariaDB's newer collations have a name for each character set, and are in no other view by it.
+_FULL_COLLATIONS = "select full_collation_name, id from information_schema.collation_character_set_applicability"
 _KEY = """
 select column_name from information_schema.statistics
  where table_schema = %s and table_name = %s and index_name = 'PRIMARY' order by seq_in_index
@@ -78,7 +82,7 @@ async def read_table(
     columns: list[Column] = []
     expressions: list[str] = []
     converts: list[_Convert] = []
-    for name, data_type, column_type, _, collation, _ in rows:
+    for name, data_type, column_type, _, collation in rows:
         kind = _TYPES.get(str(data_type))
         if kind is None:
             return None
@@ -119,7 +123,7 @@ def _key_reading(data_type: str, name: str, charset: str) -> tuple[str, str] | N
     """
     quoted = "`" + name.replace("`", "``") + "`"
     if data_type in _INTEGERS:
-        return f"{quoted} + 0", "cast(%s as integer)" if data_type != "bigint" else "cast(%s as decimal(20, 0))"
+        return f"{quoted} + 0", "cast(%s as signed)" if data_type != "bigint" else "cast(%s as decimal(20, 0))"
     if data_type == "decimal":
         return quoted, "cast(%s as decimal(65, 30))"
     if data_type in ("binary", "varbinary"):
@@ -132,7 +136,13 @@ def _key_reading(data_type: str, name: str, charset: str) -> tuple[str, str] | N
 
 
 async def read_collations(query: Callable[..., Any]) -> dict[str, int]:
-    return {str(name): int(number) for name, number in await query(_COLLATIONS)}
+    try:
+        rows = await query(_FULL_COLLATIONS)
+    except pymysql.err.OperationalError as error:
+        if error.args[0] != _UNKNOWN_COLUMN:
+            raise
+        rows = await query(_COLLATIONS)
+    return {str(name): int(number) for name, number in rows}
 
 
 def _reading(data_type: str, quoted: str, codec: str) -> tuple[str, _Convert]:
@@ -149,6 +159,8 @@ def _reading(data_type: str, quoted: str, codec: str) -> tuple[str, _Convert]:
         return f"unhex(hex({quoted}))", _hexadecimal
     if data_type in ("decimal", "date", "time", "datetime", "timestamp"):
         return quoted, _ascii
+    if data_type == "json":
+        return quoted, _text
     if codec == "?":
         return quoted, lambda text: UNDECODABLE
     if codec:
