@@ -45,6 +45,8 @@ class Reader:
         self.source = MySQLSource(name, self.config, {})
         self.state: bytes | None = None
         self.changes: list[Change] = []
+        self.staged: list[Change] = []
+        self.parts = 0
         self.heartbeats = 0
 
     async def start(self) -> None:
@@ -53,16 +55,26 @@ class Reader:
     async def restart(self) -> None:
         await self.source.stop()
         self.source = MySQLSource(self.name, self.config, {})
+        self.staged = []
         await self.start()
 
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not done():
-                batch = await self.source.read()
-                self.state = batch.state
-                self.heartbeats += batch.is_heartbeat
-                self.changes += batch.changes
-                self.source.durable(batch.mark)
+                await self.step()
+
+    async def step(self) -> None:
+        """Takes one batch as the log does: parts count with the last one."""
+        batch = await self.source.read()
+        self.staged += batch.changes
+        if batch.is_part:
+            self.parts += 1
+            return
+        self.state = batch.state
+        self.heartbeats += batch.is_heartbeat
+        self.changes += self.staged
+        self.staged = []
+        self.source.durable(batch.mark)
 
     async def until_rows(self, count: int) -> None:
         await self.until(lambda: sum(change.op != "schema" for change in self.changes) >= count)
@@ -203,6 +215,110 @@ async def test_restarts_at_any_moment_lose_and_double_nothing(
 
     await r.until(lambda: folded() == rows)
     assert len({change.id for change in r.changes}) == len(r.changes)
+
+
+def large(count: int, first: int = 1) -> list[str]:
+    """One transaction of so many rows."""
+    rows = [f"({number}, repeat(char(65 + {number} % 26), 20))" for number in range(first, first + count)]
+    inserts = [f"insert into t values {', '.join(rows[at : at + 50])}" for at in range(0, count, 50)]
+    return ["begin", *inserts, "commit"]
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_a_large_transaction_is_given_out_as_it_comes_and_counts_whole(
+    each: tuple[MariaDBServer, str], reader: MakeReader, monkeypatch: pytest.MonkeyPatch, is_compressed: bool
+) -> None:
+    mariadb, database = each
+    is_mysql = "maria" not in run(mariadb, "select version()")[0][0].lower()
+    if is_compressed and not is_mysql:
+        pytest.skip("MySQL compresses whole transactions, MariaDB single events")
+    monkeypatch.setattr("headrace.cdc.decode.binlog.PART_BYTES", 2000)
+    r = await reader(dsn(mariadb), database)
+    settings = ["set binlog_transaction_compression = on"] if is_compressed else []
+    # A part isn't given out behind whole transactions that were read with it.
+    run(mariadb, "insert into t values (0, '')", database=database)
+    await r.until_rows(1)
+    run(mariadb, *settings, *large(1000), database=database)
+    run(mariadb, *settings, "insert into t values (9000, '')", database=database)
+    async with asyncio.timeout(DEADLINE_S):
+        while r.parts < 3:
+            await r.step()
+    assert len(r.changes) == 1, "parts were taken for a whole transaction"
+    await r.restart()
+    await r.until_rows(1002)
+    assert r.parts > 10
+    assert [change.after[0] for change in r.changes if change.after] == [*range(1001), 9000]
+    assert len({change.id for change in r.changes}) == 1002
+    assert [change.is_last for change in r.changes] == [True, *[False] * 999, True, True]
+
+
+async def test_a_large_transaction_with_rows_rolled_back_is_read_again(
+    mariadb: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.cdc.decode.binlog.PART_BYTES", 2000)
+    run(mariadb, "create table m (id int primary key) engine=myisam", database=database)
+    r = await reader(dsn(mariadb), database)
+    run(mariadb, "insert into t values (0, '')", database=database)
+    await r.until_rows(1)
+    begin, *kept, commit = large(500)
+    gone = large(500, 5000)[1:-1]
+    run(
+        mariadb,
+        *[begin, *kept, "savepoint a", *gone, "insert into m values (1)", "rollback to a"],
+        *["insert into t values (600, 'x')", commit],
+        database=database,
+    )
+    with pytest.raises(SourceUnavailable, match="read again without them"):
+        await r.until_rows(501)
+    r.staged = []
+    await r.start()
+    await r.until_rows(503)
+    of_t = [change for change in r.changes if change.table.table == "t"]
+    assert [change.after[0] for change in of_t if change.after] == [*range(501), 600]
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_xa_rows_are_read_again_when_they_commit(
+    each: tuple[MariaDBServer, str], reader: MakeReader, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    mariadb, database = each
+    monkeypatch.setattr("headrace.cdc.decode.binlog.PART_BYTES", 2000)
+    r = await reader(dsn(mariadb), database)
+    with mariadb.connect(database=database) as connection, connection.cursor() as cursor:
+        name = f"'{database}'"
+        cursor.execute(f"xa start {name}")
+        for statement in large(500)[1:-1]:
+            cursor.execute(statement)
+        cursor.execute(f"xa end {name}")
+        cursor.execute(f"xa prepare {name}")
+    run(mariadb, "insert into t values (1000, 'between')", "flush logs", database=database)
+    await r.until_rows(1)
+    if is_restarted:
+        await r.restart()
+    run(mariadb, f"xa commit {name}", "insert into t values (1001, 'after')", database=database)
+    await r.until_rows(502)
+    assert r.parts > 3
+    assert [change.after[0] for change in r.changes if change.after] == [1000, *range(1, 501), 1001]
+    assert len({change.id for change in r.changes}) == 502
+    run(mariadb, f"xa start {name}", *large(50, 2000)[1:-1], f"xa end {name}", f"xa prepare {name}", database=database)
+    run(mariadb, f"xa rollback {name}", "insert into t values (1002, '')", database=database)
+    await r.until_rows(503)
+    assert r.changes[-1].after == (1002, "")
+
+
+async def test_xa_rows_that_were_purged_are_a_gap(own: MariaDBServer, reader: MakeReader) -> None:
+    database = made_database(own, "purged")
+    r = await reader(dsn(own), database)
+    run(own, "xa start 'x'", "insert into t values (1, 'a')", "xa end 'x'", "xa prepare 'x'", database=database)
+    run(own, "insert into t values (2, 'b')", "flush logs", database=database)
+    await r.until_rows(1)
+    await r.restart()
+    run(own, "insert into t values (3, 'c')", "flush logs", database=database)
+    await r.until_rows(2)
+    run(own, "flush logs", f"purge binary logs to '{run(own, 'show master status')[0][0]}'")
+    run(own, "xa commit 'x'")
+    with pytest.raises(HistoryMismatch):
+        await r.until_rows(3)
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "server restart"])

@@ -2,7 +2,10 @@
 
 Follows the MySQL 9 source documentation, "Replication: binary log events", and MariaDB's "Binlog Event Types". The server logs a
 transaction at its commit: an id, BEGIN, for each statement its table maps and rows, and XID or COMMIT. The only memory between events is the
-transaction under way, the prepared ones (XA), and where we are.
+transaction under way and where we are. A large one is given out in parts as it comes: it has committed. What can take rows back that were
+given out is a rollback to a savepoint, logged where other engines took part; the reader then has to begin that transaction again (Undone).
+
+Rows of an XA transaction are logged when it is prepared. They are passed over, and read again from there once the outcome is known.
 
 What might be data and can't be read stops the reader with its place: statements in place of rows, an incident, an unknown event.
 """
@@ -11,11 +14,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from uuid import UUID
 
-import msgspec
-
+from headrace.cdc.decode.binlogplace import BinlogPlace, Prepared, order_of, xa_key, xa_key_of
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.mysqlpayload import payload_events, tagged_gtid
 from headrace.cdc.decode.mysqlstatement import Kind, read_statement
@@ -49,29 +51,33 @@ _SKIPPED = frozenset(
     (_STOP, _INTVAR, _RAND, _USER_VAR, _HEARTBEAT, _HEARTBEAT2, _ROWS_QUERY, _PREVIOUS_GTIDS, _TRANSACTION_CONTEXT)
     + (_VIEW_CHANGE, _ANNOTATE, _CHECKPOINT, _GTID_LIST, _ENCRYPTION)
 )
-_STANDALONE = 1
+_STANDALONE, _PREPARED_XA = 1, 64
+_HAS_COMMIT_TIMES = 2
 
 
-class BinlogPlace(msgspec.Struct, frozen=True):
-    """Where a file goes on: its name, and the offset behind an event, 64 bits also where the server's own have wrapped."""
-
-    file: str
-    pos: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.pos}"
+PART_BYTES = 1 << 20
+"""So many bytes of rows of one transaction are given out together; decoded they take about eight times as much memory."""
 
 
-def order_of(place: BinlogPlace) -> tuple[int, int]:
-    """For comparing places of one server: files are numbered, and their names get longer behind 999999."""
-    number = place.file.rpartition(".")[2]
-    return int(number) if number.isdigit() else 0, place.pos
+class Undone(Exception):
+    """Rows that were given out as parts have been rolled back: read the transaction again, with these left out.
+
+    transaction: its id, or the place where it begins. rows: which of its rows, counted from 0 as they come.
+    """
+
+    def __init__(self, transaction: str, rows: range) -> None:
+        super().__init__(transaction, rows)
+        self.transaction = transaction
+        self.rows = rows
 
 
 class BinlogTransaction(Transaction):
-    """place: behind it. gtid: its id, "" without. xid counts as the sequence number of the id."""
+    """place: behind it. gtid: its id, "" without. xid counts as the sequence number of the id. gtids: all up to and with it.
 
-    __slots__ = ("gtid", "place")
+    rows_at: where the rows stand if it is an XA transaction, which then has none here. xa: its name.
+    """
+
+    __slots__ = ("gtid", "gtids", "place", "rows_at", "xa")
 
     def __init__(
         self,
@@ -82,11 +88,21 @@ class BinlogTransaction(Transaction):
         commit_us: int,
         size_bytes: int,
         gtid: str,
+        gtids: MySQLGtidSet | MariaDBGtids,
         place: BinlogPlace,
+        first_ordinal: int = 0,
+        is_part: bool = False,
+        rows_at: Prepared | None = None,
+        xa: str = "",
     ) -> None:
-        super().__init__(xid, place.pos, commit_us, changes, size_bytes, news)
+        super().__init__(
+            xid, place.pos, commit_us, changes, size_bytes, news, first_ordinal=first_ordinal, is_part=is_part
+        )
         self.gtid = gtid
+        self.gtids = gtids
         self.place = place
+        self.rows_at = rows_at
+        self.xa = xa
 
 
 class _Mapped:
@@ -109,7 +125,9 @@ class BinlogDecoder:
     id_prefix: of every change's id. versions: of tables by OID, kept by the caller over restarts, as for Postgres. place: where the reader
     begins. passed: everything before it was delivered. transactions: whole ones, in commit order. in_transaction: the newest events belong to one that isn't whole yet. gtids: the newest
     transactions that were delivered; for MySQL a set, for MariaDB one of each domain. wants: whether a table's rows are decoded at all.
-    server_time_us: of the newest event.
+    server_time_us: of the newest event. prepared: XA transactions without an outcome by name, kept by the caller over restarts, who also
+    removes one that committed. undone: rows to leave out, as Undone said. stands_for: an XA transaction that has committed; the rows of the one
+    that was prepared come out as this one's, and nothing else does.
     """
 
     def __init__(
@@ -120,6 +138,9 @@ class BinlogDecoder:
         place: BinlogPlace,
         gtids: MySQLGtidSet | MariaDBGtids,
         wants: Callable[[str, str], bool] = lambda schema, table: True,
+        prepared: dict[str, Prepared] | None = None,
+        undone: Mapping[str, Sequence[range]] | None = None,
+        stands_for: BinlogTransaction | None = None,
     ) -> None:
         self.versions = versions
         self.place = place
@@ -133,19 +154,48 @@ class BinlogDecoder:
         self._has_checksums: bool | None = None
         self._maps: dict[bytes, _Mapped] = {}
         self._by_id: dict[int, _Mapped] = {}
-        self._rows: list[_Raw] = []
-        self._size = 0
-        self._savepoints: list[tuple[str, int]] = []
-        self._prepared: dict[str, list[_Raw]] = {}
+        self._prepared = {} if prepared is None else prepared
+        self._undone = undone or {}
+        self._stands_for = stands_for
         self._gtid: tuple[str, str, int] | None = None  # text; source or domain and server; number
-        self._is_standalone = False
         self._ends = False
         self._server = 0
+        self._behind = (0, 0, 0, 0)  # the last event: kind, its end as it says, size, flags
+        self._unpacking: Iterator[bytes] | None = None
+        # Of the transaction under way:
+        self._began = (place, gtids)
+        self._rows: list[_Raw] = []
+        self._size = 0
+        self._given = 0  # rows that are in parts
+        self._seen = 0  # rows that came, those left out included
+        self._left_out: Sequence[range] = ()
+        self._savepoints: list[tuple[str, int, int]] = []  # name, rows seen, rows kept
+        self._has_begun = False
+        self._is_passed_over = stands_for is not None
+        self._commit_us = 0
+        self._rows_at: tuple[str, Prepared] | None = None
 
     def feed(self, event: bytes) -> None:
-        """One whole event, header and checksum included. Raises DecodeError, with the place before the event."""
+        """One whole event, header and checksum included. Raises DecodeError, with the place before the event, or Undone."""
+        self._guarded(self._feed, event)
+
+    def go_on(self) -> None:
+        """Unpack more of the event that was fed last, while ``is_unpacking``. Raises as feed."""
+        self._guarded(self._resume)
+
+    @property
+    def is_unpacking(self) -> bool:
+        """The last event holds more, which comes with ``go_on``; until then none may be fed."""
+        return self._unpacking is not None
+
+    @property
+    def has_given(self) -> bool:
+        """Parts of the transaction under way were given out."""
+        return self._given > 0
+
+    def _guarded(self, step: Callable[..., None], *arguments: bytes) -> None:
         try:
-            self._feed(event)
+            step(*arguments)
         except DecodeError as error:
             if error.position:
                 raise
@@ -160,12 +210,21 @@ class BinlogDecoder:
         body = self._checked(event, kind)
         if seconds:
             self.server_time_us = seconds * 1_000_000
+        self._behind = (kind, log_pos, size, flags)
         self._event(kind, body, flags)
+        if self._unpacking is None:
+            self._end_of_event(body)
+
+    def _end_of_event(self, body: bytes) -> None:
+        """We are behind an event now, and what ends a transaction does so there."""
+        kind, log_pos, size, flags = self._behind
         if log_pos and not flags & _ARTIFICIAL and kind not in (_ROTATE, _HEARTBEAT, _HEARTBEAT2):
             self._move(log_pos, size)
         elif kind == _HEARTBEAT and log_pos:
             self._pulse(body.rstrip(b"\x00").decode("utf-8", "replace"), log_pos)
-        self._end_of_event(kind)
+        if kind == _XID or self._ends:
+            self._ends = False
+            self._commit()
         if not self.in_transaction and order_of(self.place) > order_of(self.passed):
             self.passed = self.place
 
@@ -215,13 +274,13 @@ class BinlogDecoder:
             elif kind == _GTID:
                 self._begin_mysql(body)
             elif kind == _GTID_TAGGED:
-                self._open()
                 source, number = tagged_gtid(body)
-                self._gtid = (f"{source}:{number}", source, number)
+                self._open((f"{source}:{number}", source, number))
             elif kind == _PAYLOAD:
                 self._take_payload(body)
             elif kind == _ANONYMOUS:
-                self._gtid = None
+                self._open(None)
+                self._commit_us = _commit_time(body)
             elif kind == _ROTATE:
                 self.place = BinlogPlace(body[8:].decode(), _U64.unpack_from(body)[0])
                 self._by_id = {}
@@ -238,46 +297,73 @@ class BinlogDecoder:
         except (IndexError, struct.error, UnicodeDecodeError, zlib.error) as error:
             raise DecodeError("an event that ends too early, or makes no sense", kind=f"event {kind}") from error
 
-    def _end_of_event(self, kind: int) -> None:
-        """What ends a transaction does so behind its own place."""
-        if kind == _XID:
-            self._commit()
-        elif self._ends:
-            self._ends = False
-            self._commit()
-
     # identity
 
     def _begin_mariadb(self, body: bytes) -> None:
         (sequence,) = _U64.unpack_from(body)
         (domain,) = _U32.unpack_from(body, 8)
         flags = body[12]
-        self._open()
-        self._gtid = (f"{domain}-{self._server}-{sequence}", str(domain), sequence)
-        self._is_standalone = bool(flags & _STANDALONE)
+        self._open((f"{domain}-{self._server}-{sequence}", str(domain), sequence))
+        self._has_begun = not flags & _STANDALONE
+        if flags & _PREPARED_XA:
+            self._pass_over()
 
     def _begin_mysql(self, body: bytes) -> None:
         source = str(UUID(bytes=body[1:17]))
         (number,) = _U64.unpack_from(body, 17)
-        self._open()
-        self._gtid = (f"{source}:{number}", source, number)
+        self._open((f"{source}:{number}", source, number))
+        self._commit_us = _commit_time(body)
 
-    def _open(self) -> None:
-        if self._rows:
+    def _open(self, gtid: tuple[str, str, int] | None) -> None:
+        if self._rows or self._given:
             raise DecodeError("a transaction begins inside another", kind="Gtid")
+        if self.in_transaction:
+            self._commit()  # of nothing that we know
         self.in_transaction = True
-        self._savepoints = []
-        self._size = 0
-        self._is_standalone = False
+        self._gtid = gtid
+        self._began = (self.place, self.gtids)
+        self._left_out = self._undone.get(self._name_of_it(), ())
+        self._has_begun = False
+        if self._stands_for is not None:
+            wanted = self._stands_for.rows_at
+            self._is_passed_over = wanted is None or self._gtid_text() != wanted.gtid
+
+    def _gtid_text(self) -> str:
+        return "" if self._gtid is None else self._gtid[0]
+
+    def _name_of_it(self) -> str:
+        return self._gtid_text() or str(self._began[0])
+
+    def _pass_over(self) -> None:
+        """This is an XA transaction: its rows count when, and if, it commits."""
+        self.in_transaction = self._has_begun = True
+        if self._stands_for is None:
+            self._is_passed_over = True
 
     def _take_payload(self, body: bytes) -> None:
         """What MySQL's binlog_transaction_compression put into one event; it ends behind that one's place."""
-        for event in payload_events(body):
+        self._unpacking = payload_events(body)
+        if not self.transactions:
+            self._unpack()
+
+    def _resume(self) -> None:
+        self._unpack()
+        if self._unpacking is None:
+            self._end_of_event(b"")
+
+    def _unpack(self) -> None:
+        """Goes on until there is a part to take, or the end."""
+        assert self._unpacking is not None
+        count = len(self.transactions)
+        for event in self._unpacking:
             kind, flags = event[4], event[17] | event[18] << 8
             if kind == _PAYLOAD or self._ends:
                 raise DecodeError("a compressed transaction that goes on behind its end", kind="Transaction_payload")
             self._event(kind, event[_HEADER.size :], flags)
             self._ends = self._ends or kind == _XID
+            if len(self.transactions) > count:
+                return
+        self._unpacking = None
 
     # statements
 
@@ -289,26 +375,29 @@ class BinlogDecoder:
         raw = body[start + schema_length + 1 :]
         query = (_inflated(raw) if is_compressed else raw).decode("utf-8", "replace")
         statement = read_statement(query)
+        if not self.in_transaction:
+            self._open(None)
         match statement.kind:
             case Kind.BEGIN:
-                self.in_transaction = True
+                self.in_transaction = self._has_begun = True
+            case Kind.XA_START:
+                self._pass_over()
+            case Kind.XA_END:
+                pass
             case Kind.COMMIT:
                 self._ends = True
             case Kind.ROLLBACK:
-                self._rows = []
+                self._undo(0, 0)
                 self._ends = True
             case Kind.SAVEPOINT:
-                self._savepoints.append((statement.name, len(self._rows)))
+                self._savepoints.append((statement.name, self._seen, self._given + len(self._rows)))
             case Kind.ROLLBACK_TO:
                 self._roll_back_to(statement.name)
-            case Kind.XA_COMMIT | Kind.XA_ROLLBACK:
-                rows = self._prepared.pop(_xa_name(statement.name), None)
-                if rows is None and statement.kind is Kind.XA_COMMIT:
-                    raise DecodeError(
-                        f"XA transaction {statement.name} commits, and its rows were read before this process started",
-                        kind="Query",
-                    )
-                self._rows = rows if rows is not None and statement.kind is Kind.XA_COMMIT else []
+            case Kind.XA_COMMIT:
+                self._outcome(statement.name)
+            case Kind.XA_ROLLBACK:
+                if self._stands_for is None:
+                    self._prepared.pop(xa_key(statement.name), None)
                 self._ends = True
             case Kind.TRUNCATE:
                 self._truncate(statement.table[0] or schema, statement.table[1])
@@ -320,15 +409,39 @@ class BinlogDecoder:
                 )
             case Kind.OTHER:
                 # DDL is a transaction of its own; inside one (CREATE TABLE ... SELECT) it ends nothing.
-                self._ends = self._is_standalone or not self._rows
+                self._has_begun = self._has_begun or query.rstrip().upper().endswith("START TRANSACTION")
+                self._ends = not self._has_begun
+
+    def _outcome(self, name: str) -> None:
+        """XA COMMIT: the rows are to be read from where they were prepared."""
+        self._ends = True
+        if self._stands_for is not None:
+            return
+        key = xa_key(name)
+        prepared = self._prepared.get(key)
+        if prepared is None and self._has_begun:  # in one phase: these are its rows
+            if self._is_passed_over:
+                self._rows_at = (key, self._place_of_it())
+            return
+        if prepared is None:
+            raise DecodeError(
+                f"XA transaction {name} commits, and it was prepared before this source began to read", kind="Query"
+            )
+        self._rows_at = (key, prepared)
 
     def _roll_back_to(self, name: str) -> None:
         for place in range(len(self._savepoints) - 1, -1, -1):
-            if self._savepoints[place][0] == name:
-                del self._rows[self._savepoints[place][1] :]
+            known, seen, kept = self._savepoints[place]
+            if known == name:
+                self._undo(seen, kept)
                 del self._savepoints[place + 1 :]
                 return
         raise DecodeError(f'a rollback to the savepoint "{name}", which was never made', kind="Query")
+
+    def _undo(self, seen: int, kept: int) -> None:
+        if kept < self._given:
+            raise Undone(self._name_of_it(), range(seen, self._seen))
+        del self._rows[kept - self._given :]
 
     def _truncate(self, schema: str, table: str) -> None:
         known = next(
@@ -341,18 +454,25 @@ class BinlogDecoder:
         )
         mapped = known or _Mapped(TableMap(0, schema, table, (), ()), is_wanted=True)
         self._rows.append((mapped, "truncate", None, None))
+        self._seen += 1
 
     def _prepare(self, body: bytes) -> None:
-        """Rows of an XA transaction whose outcome comes later, perhaps after others, or after a restart."""
-        one_phase = body[0]
+        """The end of an XA transaction's rows. Its outcome comes later, perhaps after others, or after a restart; or this is its commit."""
+        self._ends = True
+        if self._stands_for is not None:
+            return
+        is_committed = body[0]
         format_id, first, second = struct.unpack_from("<III", body, 1)
         name = body[13 : 13 + first + second]
-        if one_phase:
-            self._ends = True
-            return
-        self._prepared[f"{name[:first].hex()}.{name[first:].hex()}.{format_id}"] = self._rows
-        self._rows = []
-        self._ends = True
+        key = xa_key_of(format_id, name[:first], name[first:])
+        if is_committed:
+            self._rows_at = (key, self._place_of_it())
+        else:
+            self._prepared[key] = self._place_of_it()
+
+    def _place_of_it(self) -> Prepared:
+        place, gtids = self._began
+        return Prepared(place.file, place.pos, str(gtids), self._gtid_text())
 
     # rows
 
@@ -366,6 +486,8 @@ class BinlogDecoder:
         self._by_id[int.from_bytes(body[:6], "little")] = known
 
     def _take_rows(self, kind: int, body: bytes) -> None:
+        if self._is_passed_over:
+            return
         op, version, is_compressed = _ROWS[kind]
         table_id = int.from_bytes(body[:6], "little")
         if table_id == 0xFFFFFF:
@@ -375,6 +497,10 @@ class BinlogDecoder:
             raise DecodeError("rows of a table that was not announced", kind=f"event {kind}")
         if not mapped.is_wanted:
             return
+        if self._size >= PART_BYTES and (not self.transactions or self.transactions[-1].is_part):
+            # Not before now: the last row of a transaction says that it is the last. And not behind whole transactions, with which the
+            # caller stores the versions of tables as they were up to them.
+            self._give(is_part=True)
         pos = 8
         if version == 2:
             pos += _U16.unpack_from(body, pos)[0]
@@ -393,6 +519,7 @@ class BinlogDecoder:
             data, pos = _inflated(body[pos:]), 0
         read, rows, end = mapped.reader.read, self._rows, len(data)
         self._size += end
+        first_new = len(rows)
         while pos < end:
             image, pos = read(data, pos, first)
             if op == "insert":
@@ -403,24 +530,77 @@ class BinlogDecoder:
                 after, pos = read(data, pos, second)
                 rows.append((mapped, op, image, _filled(after, image)))
 
+        if self._left_out:
+            kept = [
+                row
+                for number, row in enumerate(rows[first_new:], self._seen)
+                if not any(number in left_out for left_out in self._left_out)
+            ]
+            self._seen += len(rows) - first_new
+            rows[first_new:] = kept
+        else:
+            self._seen += len(rows) - first_new
+
     def _commit(self) -> None:
-        rows, self._rows = self._rows, []
-        self.in_transaction = False
-        gtid, self._gtid = self._gtid, None
-        name, source, number = gtid or ("", "", 0)
+        """The end of a transaction, behind its last event."""
+        gtid = self._gtid
         if gtid is not None:
+            name, source, number = gtid
             if isinstance(self.gtids, MySQLGtidSet):
                 self.gtids = self.gtids.with_one(source, number)
             else:
                 self.gtids = self.gtids.with_one(int(source), int(name.split("-")[1]), number)
-        place, commit_us = self.place, self.server_time_us
-        position = f"{name or place}:"
-        identifier = f"{self._id_prefix}{name or place}-"
-        xid = number & 0xFFFFFFFF
+        if self._stands_for is None or not self._is_passed_over:
+            self._give(is_part=False)
+        self.in_transaction = self._has_begun = False
+        self._is_passed_over = self._stands_for is not None
+        self._gtid = self._rows_at = None
+        self._savepoints = []
+        self._left_out = ()
+        self._given = self._seen = self._commit_us = 0
+
+    def _give(self, *, is_part: bool) -> None:
+        rows, self._rows = self._rows, []
+        size, self._size = self._size, 0
+        if is_part and not self._commit_us:
+            self._commit_us = self.server_time_us  # one for all parts
+        name, number = ("", 0) if self._gtid is None else (self._gtid[0], self._gtid[2])
+        place, gtids = self.place, self.gtids
+        stable = name or str(self._began[0])
+        commit_us = self._commit_us or self.server_time_us
+        if self._stands_for is not None:
+            name, place, gtids = self._stands_for.gtid, self._stands_for.place, self._stands_for.gtids
+            stable = name or str(place)
+            number, commit_us = self._stands_for.xid, self._stands_for.commit_us
+        changes, news = self._changes(rows, stable, number & 0xFFFFFFFF, commit_us, is_part=is_part)
+        xa, rows_at = self._rows_at or ("", None)
+        self.transactions.append(
+            BinlogTransaction(
+                changes,
+                news,
+                xid=number & 0xFFFFFFFF,
+                commit_us=commit_us,
+                size_bytes=size,
+                gtid=name,
+                gtids=gtids,
+                place=place,
+                first_ordinal=self._given,
+                is_part=is_part,
+                rows_at=rows_at,
+                xa=xa,
+            )
+        )
+        self._given += len(rows)
+
+    def _changes(
+        self, rows: list[_Raw], name: str, xid: int, commit_us: int, *, is_part: bool
+    ) -> tuple[list[Change], list[SchemaNews]]:
+        position, identifier = f"{name}:", f"{self._id_prefix}{name}-"
         changes: list[Change] = []
         news: list[SchemaNews] = []
-        last = len(rows) - 1
-        for ordinal, (mapped, op, before, after) in enumerate(rows):
+        ordinal = self._given
+        last = -1 if is_part else ordinal + len(rows) - 1
+        for mapped, op, before, after in rows:
             if mapped.version is None or self.versions.get(mapped.schema.oid) is not mapped.version:
                 mapped.table, new = versioned(self.versions, mapped.schema, ordinal=ordinal)
                 mapped.version = self.versions[mapped.schema.oid]
@@ -440,12 +620,8 @@ class BinlogDecoder:
                     commit_us,
                 )
             )
-        self.transactions.append(
-            BinlogTransaction(
-                changes, news, xid=xid, commit_us=commit_us, size_bytes=self._size, gtid=name, place=place
-            )
-        )
-        self._size = 0
+            ordinal += 1
+        return changes, news
 
 
 def _filled(after: Row, before: Row) -> Row:
@@ -470,12 +646,11 @@ def _inflated(data: bytes) -> bytes:
     return plain
 
 
-def _xa_name(text: str) -> str:
-    """The name in ``XA COMMIT X'6162',X'',1`` as XA_prepare has it."""
-    parts = [part.strip() for part in text.split(",")]
-    words = [part[2:-1] if part[:2].upper() == "X'" else part.strip("'").encode().hex() for part in parts[:2]]
-    words += [""] * (2 - len(words))
-    return f"{words[0].lower()}.{words[1].lower()}.{parts[2] if len(parts) > 2 else 1}"
+def _commit_time(body: bytes) -> int:
+    """Microseconds since 1970 UTC of the commit at the server that was read, from MySQL's Gtid event; 0 when it doesn't say."""
+    if len(body) < 49 or body[25] != _HAS_COMMIT_TIMES:
+        return 0
+    return int.from_bytes(body[42:49], "little") & ((1 << 55) - 1)
 
 
-__all__ = ["BinlogDecoder", "BinlogPlace", "BinlogTransaction", "order_of"]
+__all__ = ["PART_BYTES", "BinlogDecoder", "BinlogPlace", "BinlogTransaction", "Undone", "order_of"]

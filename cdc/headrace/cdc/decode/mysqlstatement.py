@@ -23,6 +23,8 @@ class Kind(Enum):
     ROLLBACK = "rollback"
     SAVEPOINT = "savepoint"
     ROLLBACK_TO = "rollback to"
+    XA_START = "xa start"
+    XA_END = "xa end"
     XA_COMMIT = "xa commit"
     XA_ROLLBACK = "xa rollback"
     TRUNCATE = "truncate"
@@ -58,6 +60,8 @@ def read_statement(query: str) -> Statement:
             return Statement(Kind.ROLLBACK)
         place = 3 if len(words) > 3 and words[2].upper() == "SAVEPOINT" else 2
         return Statement(Kind.ROLLBACK_TO, _bare(words[place]) if len(words) > place else "")
+    if head == "XA" and second in ("START", "BEGIN", "END"):
+        return Statement(Kind.XA_END if second == "END" else Kind.XA_START)
     if head == "XA" and second in ("COMMIT", "ROLLBACK"):
         name = query.strip()[2:].strip()[len(second) :].strip()
         kind = Kind.XA_COMMIT if second == "COMMIT" else Kind.XA_ROLLBACK

@@ -7,11 +7,12 @@ and offset. The binlog fences nobody, so a named lock at the server (GET_LOCK) k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -20,7 +21,8 @@ import msgspec
 import pymysql
 
 from headrace.cdc.config import EventConfig
-from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace
+from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace, BinlogTransaction, Undone
+from headrace.cdc.decode.binlogplace import Prepared
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.tableversion import TableVersion, changes_of
 from headrace.cdc.errors import HistoryMismatch, RequestRefused, SourceRefused, SourceUnavailable
@@ -33,6 +35,7 @@ from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
 from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
 from headrace.cdc.sources.mysqltable import read_collations, read_table
 from headrace.cdc.sources.preflight import Finding, raise_for
+from headrace.cdc.sources.preparedrows import PreparedRows
 
 _log = logging.getLogger("headrace.source")
 
@@ -44,7 +47,7 @@ class MySQLState(msgspec.Struct):
     """What the log keeps of this source. Fields are only ever appended, with a default.
 
     server: its UUID, or for MariaDB its domain and id: of another one only GTIDs mean anything. gtids: text of everything that is in the log.
-    incarnation: part of every change's id.
+    incarnation: part of every change's id. prepared: XA transactions without an outcome.
     """
 
     is_mariadb: bool
@@ -55,6 +58,7 @@ class MySQLState(msgspec.Struct):
     versions: dict[int, TableVersion]
     incarnation: int = 0
     copies: list[TableCopy] = []
+    prepared: dict[str, Prepared] = {}
 
 
 class MySQLSource:
@@ -69,6 +73,8 @@ class MySQLSource:
         self._arguments = connection_arguments(config, source=name)
         self._reason = "not started"
         self._is_running = False
+        self._undone: dict[str, list[range]] = {}
+        """Rows to leave out of a transaction that is read again, by its id."""
         self._reset()
 
     def _reset(self) -> None:
@@ -77,6 +83,8 @@ class MySQLSource:
         self._decoder: BinlogDecoder | None = None
         self._state: MySQLState | None = None
         self._copier: MySQLCopier | None = None
+        self._replay: PreparedRows | None = None
+        self._frames: deque[bytes] = deque()  # read, and not decoded yet
         self._ready: deque[ChangeBatch] = deque()
         self._durable: tuple[str, int] = ("", 0)
         self._server_end = BinlogPlace("", 0)
@@ -122,8 +130,15 @@ class MySQLSource:
         gtids = gtids_of(state)
         place = BinlogPlace(state.file, state.pos)
         self._decoder = BinlogDecoder(
-            f"{self._name}-{state.incarnation}-", state.versions, place=place, gtids=gtids, wants=self._wants
+            f"{self._name}-{state.incarnation}-",
+            state.versions,
+            place=place,
+            gtids=gtids,
+            wants=self._wants,
+            prepared=state.prepared,
+            undone=self._undone,
         )
+        self._has_gtids = facts.has_gtids
         server_id = self._config.server_id or random.randrange(1 << 31, (1 << 32) - 1)
         stream = self._stream = BinlogStream(self._arguments, server_id=server_id, source=self._name)
         await stream.start(place, gtids if facts.has_gtids else type(gtids)())
@@ -197,8 +212,10 @@ class MySQLSource:
                 stack.push_async_callback(self._stream.close)
             if self._copier is not None:
                 stack.push_async_callback(self._copier.close)
+            if self._replay is not None:
+                stack.push_async_callback(self._replay.close)
             stack.push_async_callback(end, self._asking)
-        self._stream = self._asking = None
+        self._stream = self._asking = self._replay = None
         self._is_running = False
         self._reason = "stopped"
 
@@ -276,41 +293,127 @@ class MySQLSource:
         return self._ready.popleft()
 
     async def _advance(self) -> None:
-        stream, decoder, state = self._stream, self._decoder, self._state
-        if stream is None or decoder is None or state is None:
+        stream, decoder, copier = self._stream, self._decoder, self._copier
+        if stream is None or decoder is None or copier is None:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
         now = time.monotonic()
         await self._ask_end(now)
-        wait_s = max(0.0, self._last_emit + self._config.heartbeat.s - now)
-        events = await stream.events(0.0 if self._has_copied else wait_s)
-        for event in events:
-            decoder.feed(event)
-        if not events and time.monotonic() - stream.heard_at > SILENCE_S:
-            raise SourceUnavailable(
-                f'the server of source "{self._name}" has not answered for {SILENCE_S:.0f} s', source=self._name
-            )
-        transactions, decoder.transactions = decoder.transactions, []
-        copier = self._copier
-        assert copier is not None
-        copier.see(transactions)
-        changes: list[Change] = []
-        time_us = 0
-        if transactions:
-            state.file, state.pos = transactions[-1].place.file, transactions[-1].place.pos
-            state.gtids = str(decoder.gtids)
-            changes, time_us = changes_of(transactions), transactions[-1].commit_us
+        if self._replay is not None:
+            await self._read_prepared(self._replay)
+        else:
+            if not self._frames and not decoder.is_unpacking:
+                wait_s = max(0.0, self._last_emit + self._config.heartbeat.s - now)
+                self._frames.extend(await stream.events(0.0 if self._has_copied else wait_s))
+                self._hold_alive(stream, has_heard=bool(self._frames))
+            self._decode(decoder)
+            self._take(decoder)
         self._has_copied = False
+        if self._replay is not None or decoder.has_given or decoder.is_unpacking:
+            return  # what is appended now would be taken for the transaction's end
         if copier.has_chunk:
             reads, read_us = await copier.finish(decoder.passed)
             self._has_copied = bool(reads)
-            changes, time_us = [*changes, *reads], max(time_us, read_us)
+            if reads:
+                self._ready.append(self._batch(reads, read_us))
         copier.go_on()
-        if changes:
-            self._ready.append(self._batch(changes, time_us))
-            return
-        if time.monotonic() - self._last_emit >= self._config.heartbeat.s:
+        if not self._ready and time.monotonic() - self._last_emit >= self._config.heartbeat.s:
             # The servers' heartbeats have no time of their own.
             self._ready.append(self._batch([], int(time.time() * 1_000_000), is_heartbeat=True))
+
+    def _hold_alive(self, stream: BinlogStream, *, has_heard: bool) -> None:
+        if not has_heard and time.monotonic() - stream.heard_at > SILENCE_S:
+            raise SourceUnavailable(
+                f'the server of source "{self._name}" has not answered for {SILENCE_S:.0f} s', source=self._name
+            )
+
+    def _decode(self, decoder: BinlogDecoder) -> None:
+        """All that has come, up to a transaction whose rows stand elsewhere, or one that is unpacked in steps."""
+        frames = self._frames
+        with self._reading_again():
+            if decoder.is_unpacking:
+                decoder.go_on()
+            while frames and not decoder.is_unpacking:
+                decoder.feed(frames.popleft())
+                if decoder.transactions and decoder.transactions[-1].rows_at is not None:
+                    break
+
+    @contextlib.contextmanager
+    def _reading_again(self) -> Generator[None]:
+        try:
+            yield
+        except Undone as undone:
+            self._undone.setdefault(undone.transaction, []).append(undone.rows)
+            raise SourceUnavailable(
+                f"transaction {undone.transaction} has rolled back rows that were read before: it is read again without them",
+                source=self._name,
+            ) from None
+
+    def _take(self, decoder: BinlogDecoder) -> None:
+        """What the decoder has, as batches: whole transactions together, a part by itself."""
+        transactions, decoder.transactions = decoder.transactions, []
+        whole: list[BinlogTransaction] = []
+        assert self._copier is not None
+        for transaction in transactions:
+            if transaction.rows_at is not None:
+                self._replay = PreparedRows(
+                    self._arguments,
+                    transaction,
+                    decoder=self._decoder_of,
+                    source=self._name,
+                    has_gtids=self._has_gtids,
+                )
+                break
+            self._copier.see([transaction])
+            if transaction.is_part:
+                self._give_part(transaction)
+            else:
+                whole.append(transaction)
+        self._give(whole)
+
+    def _decoder_of(self, rows: Prepared, outcome: BinlogTransaction) -> BinlogDecoder:
+        assert self._state is not None
+        return BinlogDecoder(
+            f"{self._name}-{self._state.incarnation}-",
+            self._state.versions,
+            # By ids it may be another server, where the file's name means nothing.
+            place=BinlogPlace("", 0) if self._has_gtids and rows.gtids else rows.place,
+            gtids=type(outcome.gtids).parse(rows.gtids),
+            wants=self._wants,
+            undone=self._undone,
+            stands_for=outcome,
+        )
+
+    async def _read_prepared(self, replay: PreparedRows) -> None:
+        """Some rows of an XA transaction that has committed."""
+        with self._reading_again():
+            parts = await replay.parts(self._config.heartbeat.s)
+        assert self._copier is not None and self._state is not None
+        for part in parts:
+            self._copier.see([part])
+            if part.is_part:
+                self._give_part(part)
+                continue
+            await replay.close()
+            self._replay = None
+            if self._state.prepared.get(replay.outcome.xa) == replay.outcome.rows_at:
+                del self._state.prepared[replay.outcome.xa]
+            self._give([part])
+
+    def _give_part(self, part: BinlogTransaction) -> None:
+        self._ready.append(ChangeBatch(changes_of([part]), b"", 0, part.commit_us, "", is_part=True))
+
+    def _give(self, whole: list[BinlogTransaction]) -> None:
+        if not whole:
+            return
+        last, state = whole[-1], self._state
+        assert state is not None
+        state.file, state.pos, state.gtids = last.place.file, last.place.pos, str(last.gtids)
+        if self._undone:
+            for transaction in whole:
+                self._undone.pop(transaction.gtid, None)
+        changes = changes_of(whole)
+        if changes:
+            self._ready.append(self._batch(changes, last.commit_us))
 
     async def _ask_end(self, now: float) -> None:
         """Where the server's binlog ends, now and then: for the lag that people see."""
