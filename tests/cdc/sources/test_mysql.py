@@ -154,7 +154,7 @@ async def test_it_streams_and_goes_on_where_it_was(each: tuple[MariaDBServer, st
     ]
     assert len({change.id for change in r.changes}) == 4
     assert r.source.status().phase == "streaming"
-    assert re.fullmatch(r"0-1-\d+|[-0-9a-f]{36}:1-\d+", r.source.status().position)
+    assert re.match(r"0-1-\d+$|[-0-9a-f]{36}:1-\d+", r.source.status().position)
 
 
 @pytest.mark.matrix("mysql")
