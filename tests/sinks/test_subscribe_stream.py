@@ -195,13 +195,13 @@ async def test_readers_at_the_same_place_share_one_encoding(monkeypatch: pytest.
     from headrace.sinks import frames
 
     encoded: list[int] = []
-    original = frames.ENCODERS["headrace"]
+    original = frames.encode
 
-    def counting(event: object, partition: int, offset: int) -> bytes:
-        encoded.append(offset)
-        return original(event, partition, offset)  # type: ignore[arg-type]
+    def counting(envelope: object, event: object, place: tuple[int, int]) -> bytes:
+        encoded.append(place[1])
+        return original(envelope, event, place)  # type: ignore[arg-type]
 
-    monkeypatch.setitem(frames.ENCODERS, "headrace", counting)
+    monkeypatch.setattr(frames, "encode", counting)
     log = ShopLog()
     async with serving(log) as served:
         responses = [await opened(served) for _ in range(20)]

@@ -1,23 +1,18 @@
 """Events as the bytes that subscribers get: encoded once, shared by all that stand at the same place.
 
 A Block is a run of consecutive events of one partition, small enough for one write. Its bytes are made when the first reader
-needs them. Follows the HTML standard's chapter "Server-sent events" and CloudEvents 1.0.2 (JSON event format). Knows neither
-sockets nor who reads.
+needs them. Follows the HTML standard's chapter "Server-sent events". Knows neither sockets nor who reads.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from collections.abc import Sequence
 
-import msgspec
-
-from headrace.cdc.event import CustomerEvent, event_line
+from headrace.cdc.event import CustomerEvent
 from headrace.cdc.eventfilter import EventFilter
 from headrace.cdc.log.base import LogBatch
-from headrace.sinks.query import Envelope
+from headrace.sinks.envelope import Envelope, encode
 
 _BLOCK_EVENTS = 256
 _BLOCK_BYTES = 64 << 10
@@ -29,25 +24,20 @@ _COPIES = 3
 """What an event and a block take as objects, and how often a block's JSON is held once somebody has read it: line, server-sent event,
 whole write. Measured; a caught-up source makes blocks of one event, of which the JSON alone is less than a tenth."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_encode = msgspec.json.Encoder().encode
-
-Encoder = Callable[[CustomerEvent, int, int], bytes]
-
 
 class Form:
     """A block's bytes in one envelope. Every list runs parallel to the block's events; None: not asked for yet."""
 
-    __slots__ = ("_encoder", "_events", "_first", "_json", "_partition", "_tails", "whole")
+    __slots__ = ("_envelope", "_events", "_first", "_json", "_partition", "_tails", "whole")
 
-    def __init__(self, block: Block, encoder: Encoder) -> None:
+    def __init__(self, block: Block, envelope: Envelope) -> None:
         # Not the block itself: the two would keep each other alive until the collector comes by, which may be long.
         self._events = block.events
         self._partition = block.partition
         self._first = block.first
         self.whole: tuple[bytes, int] | None = None
         """All events that aren't heartbeats as one write, and their number: what most subscribers get."""
-        self._encoder = encoder
+        self._envelope: Envelope = envelope
         self._json: list[bytes | None] = [None] * len(block.events)
         self._tails: list[bytes | None] = [None] * len(block.events)
 
@@ -55,7 +45,7 @@ class Form:
         """Event ``index`` as one line of JSON, without its end of line."""
         found = self._json[index]
         if found is None:
-            found = self._encoder(self._events[index], self._partition, self._first + index)
+            found = encode(self._envelope, self._events[index], (self._partition, self._first + index))
             if b"\n" in found or b"\r" in found:
                 # An SDK's own JSON may be spread over lines; inside strings these bytes are always escaped.
                 found = found.replace(b"\n", b" ").replace(b"\r", b" ")
@@ -116,7 +106,7 @@ class Block:
     def form(self, envelope: Envelope) -> Form:
         form = self._forms.get(envelope)
         if form is None:
-            form = self._forms[envelope] = Form(self, ENCODERS[envelope])
+            form = self._forms[envelope] = Form(self, envelope)
         return form
 
 
@@ -169,36 +159,3 @@ class BlockCache:
     def clear(self) -> None:
         self._blocks.clear()
         self.size_bytes = 0
-
-
-def _line(event: CustomerEvent, partition: int, offset: int) -> bytes:
-    return _encode(event_line(event, partition=partition, offset=offset))
-
-
-def _cloud_event(event: CustomerEvent, partition: int, offset: int) -> bytes:
-    """CloudEvents JSON; the event line is its data. subject and time are left out where the event has none that fits."""
-    envelope: dict[str, Any] = {
-        "specversion": "1.0",
-        "id": event.id,
-        "source": f"/headrace/{event.source}",
-        "type": f"headrace.{event.kind}",
-    }
-    if event.key:
-        envelope["subject"] = event.key
-    try:
-        happened = (_EPOCH + timedelta(microseconds=event.occurred_us)).replace(tzinfo=None)
-    except OverflowError:
-        pass  # a year that RFC 3339 can't spell; occurred_us in the data still says it
-    else:
-        envelope["time"] = f"{happened.isoformat()}Z"
-    envelope |= {
-        "datacontenttype": "application/json",
-        "hrpos": event.position,
-        "hrpart": partition,
-        "hroffset": str(offset),  # a CloudEvents integer has 32 bits only
-        "data": event_line(event, partition=partition, offset=offset),
-    }
-    return _encode(envelope)
-
-
-ENCODERS: Final[dict[Envelope, Encoder]] = {"headrace": _line, "cloudevents": _cloud_event}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Final, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Final, Self, TypeVar, get_args
 
 import msgspec
 from multidict import MultiMapping
@@ -17,12 +17,11 @@ from multidict import MultiMapping
 from headrace.cdc.errors import ServerError
 from headrace.cdc.event import Kind
 from headrace.cdc.eventfilter import EventFilter
-
-Envelope: TypeAlias = Literal["headrace", "cloudevents"]
+from headrace.sinks.envelope import Envelope
 
 _T = TypeVar("_T")
 
-_COMMON: Final = ("from", "partition", "name", "kind", "table", "key", "heartbeats", "envelope")
+_COMMON: Final = ("from", "partition", "name", "kind", "table", "key", "heartbeats", "envelope", "format")
 _PULL: Final = (*_COMMON, "limit", "wait")
 _MAX_LIMIT = 10_000
 _MAX_WAIT_S = 60.0
@@ -98,7 +97,7 @@ class Query(msgspec.Struct, frozen=True):
             start=_single(query, "from") if "from" in query else "",
             partition=partition,
             filter=filters,
-            envelope=_choice(query, "envelope", {form: form for form in get_args(Envelope)}, default="headrace"),
+            envelope=_envelope(query),
             limit=_number(query, "limit", 1, _MAX_LIMIT) if "limit" in query else 1_000,
             wait_s=wait_s,
         )
@@ -131,6 +130,14 @@ def parse_cursor(
     if len(offsets) != partitions:
         raise _bad(parameter, f"is a cursor of {len(offsets)} partitions; this log has {partitions}")
     return offsets if partition is None else {partition: offsets[partition]}
+
+
+def _envelope(query: MultiMapping[str]) -> Envelope:
+    """``format`` and ``envelope`` are two names of one parameter: the former is what readers of other streams look for."""
+    if "format" in query and "envelope" in query:
+        raise _bad("format", "is another name of envelope: give one of the two")
+    known: dict[str, Envelope] = {form: form for form in get_args(Envelope)}
+    return _choice(query, "format" if "format" in query else "envelope", known, default="headrace")
 
 
 def _bad(parameter: str, reason: str) -> RequestError:

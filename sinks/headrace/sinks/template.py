@@ -3,7 +3,8 @@
 A text that is one reference alone becomes the value itself, whatever its JSON type; in a longer text values are spelled out. Fields:
 ``id key name kind source user_id anonymous_id position schema table op``; ``properties``, ``context``, ``before`` and ``row_key`` whole or
 with a path (``properties.total``, ``context.traits.email``); times as ``occurred committed received`` (RFC 3339) or with ``_us _ms _s``;
-``event`` is everything, as ``headrace tail --json`` prints it but for its place in our log.
+``event`` is everything, as ``headrace tail --json`` prints it but for its place in our log, which a replay from the dead letters no longer has;
+``cloudevent``, ``debezium`` and ``segment`` are the same in the shapes of envelope.py.
 
 ``{properties.total:number}`` and ``:text`` make a value that type: exact numbers of a database come as text.
 
@@ -22,8 +23,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from headrace.cdc.event import CustomerEvent, event_line
+from headrace.cdc.event import CustomerEvent
 from headrace.sinks.base import Unfit
+from headrace.sinks.envelope import SHAPES
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _REFERENCE: Final = re.compile(r"\{\{|\}\}|\{([a-z_]+)((?:\.[^.{}|!:]+)*)(:[a-z]+)?(!|\|[^{}]*)?\}|[{}]")
@@ -87,16 +89,12 @@ _PLAIN: Final[dict[str, Reader]] = {
     "schema": lambda subject: None if subject.event.row is None else subject.event.row.schema,
     "table": lambda subject: None if subject.event.row is None else subject.event.row.table,
     "op": lambda subject: None if subject.event.row is None else subject.event.row.op,
-    "event": lambda subject: _whole(subject.event),
+    "event": lambda subject: SHAPES["headrace"](subject.event, None),
+    "cloudevent": lambda subject: SHAPES["cloudevents"](subject.event, None),
+    "debezium": lambda subject: SHAPES["debezium"](subject.event, None),
+    "segment": lambda subject: SHAPES["segment"](subject.event, None),
 }
 FIELDS: Final = (*_PLAIN, *_PARTS, *(f"{time}{unit}" for time in _TIMES for unit in ("", "_us", "_ms", "_s")))
-
-
-def _whole(event: CustomerEvent) -> dict[str, Any]:
-    """Without its place in our log, which a replay from the dead letters no longer has; ``id`` and ``position`` name it as well."""
-    line = event_line(event, partition=0, offset=0)
-    del line["partition"], line["offset"]
-    return line
 
 
 class Template:
