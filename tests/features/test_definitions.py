@@ -46,7 +46,10 @@ MISTAKES = [
     ('FeatureView("v", entity=customer, source=orders, features=[count()], ttl="x")', "ttl 'x' is no time span"),
     ('FeatureView("v", entity=customer, source="public.orders", features=[count()])', "source must be a Table"),
     ('FeatureView("v", entity="customer", source=orders, features=[count()])', "entity must be an Entity"),
-    ('FeatureView("v", entity=customer, source=orders, features=["count"])', "must be made by latest"),
+    (
+        'FeatureView("v", entity=customer, source=orders, features=["count"])',
+        "must be made by functions such as latest",
+    ),
     ('FeatureView("v", entity=customer, source=orders, features=[count()], where=True)', "where must be a filter"),
     (
         'FeatureView("v", entity=customer, source=orders, features=[count()], entity_key={"id": "x"})',

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         Bool,
         Bytes,
         Entity,
-        Feature,
         FeatureView,
         Float32,
         Float64,
@@ -22,10 +21,8 @@ if TYPE_CHECKING:
         String,
         Table,
         UnixTimestamp,
-        count,
-        latest,
-        sum_,
     )
+    from headrace.features.functions import Feature, count, latest, mean, stddev, sum_, variance
     from headrace.features.predicate import Predicate, col
 
 __all__ = [
@@ -45,16 +42,23 @@ __all__ = [
     "col",
     "count",
     "latest",
+    "mean",
+    "stddev",
     "sum_",
+    "variance",
 ]
 
-_IN_PREDICATE = ("Predicate", "col")
+_HOMES = {
+    "predicate": ("Predicate", "col"),
+    "functions": ("Feature", "count", "latest", "mean", "stddev", "sum_", "variance"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"headrace.features.{'predicate' if name in _IN_PREDICATE else 'definitions'}")
+    module = import_module(f"headrace.features.{_HOME_OF.get(name, 'definitions')}")
     value = getattr(module, name)
     globals()[name] = value
     return value

@@ -11,8 +11,7 @@ Doubles and numerics that aren't finite are counted, not added: any NaN, or infi
 itself; when the last of them is retracted the finite sum is there again. The sign of zero is lost: a sum of -0.0 reads as 0.0. NULL adds
 nothing; the sum of nothing is 0 (not NULL), so that a window that empties ends in a number.
 
-Mean, variance and histograms fit as further linear aggregates. Min, max, distinct and last-N need a counted multiset as the slot in
-place of an int; adding and retracting stay the same two words.
+Mean and variance (moments.py) are linear too. What isn't (min, max, distinct, ...) is a bag of values: see bags.py.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ import enum
 import math
 import re
 from collections.abc import Sequence
-from typing import ClassVar, Final, Protocol, TypeAlias
+from typing import ClassVar, Final, Protocol
 
 from headrace.cdc.event import Value
-from headrace.features.spec import FeatureValue, ValueType
+from headrace.features.spec import FeatureValue
 from headrace.features.values import whole_number
 
 DOUBLE_SCALE_BITS: Final = 1074
 DECIMAL_SCALE: Final = 38
 
 _TEN: Final[list[int]] = [10**power for power in range(DECIMAL_SCALE + 1)]
-_DOUBLE_UNIT: Final = 1 << DOUBLE_SCALE_BITS
-_DECIMAL_UNIT: Final[int] = _TEN[DECIMAL_SCALE]
+DOUBLE_UNIT: Final = 1 << DOUBLE_SCALE_BITS
+DECIMAL_UNIT: Final[int] = _TEN[DECIMAL_SCALE]
 _DECIMAL = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
 
 # Three counters in one integer, so that they add and subtract as one slot.
@@ -51,6 +50,7 @@ class Pack(enum.Enum):
     PLAIN = "plain"
     DOUBLE = "double"
     DECIMAL = "decimal"
+    DECIMAL_SQUARE = "decimal square"
 
 
 class Aggregate(Protocol):
@@ -114,24 +114,38 @@ class SumReal:
         if isinstance(value, str):
             special = _NOT_FINITE.get(value)
             return (0, scaled_decimal(value), 0) if special is None else (0, 0, special)
-        return (0, value * _DECIMAL_UNIT, 0)
+        return (0, value * DECIMAL_UNIT, 0)
 
     def read(self, sums: Sequence[int]) -> FeatureValue:
         double, decimal, special = sums
         if special:
-            plus, minus = special >> 40 & _COUNTER, special >> 80
-            if special & _COUNTER or (plus and minus):
-                return math.nan
-            return math.inf if plus else -math.inf
-        try:
-            # int / int rounds correctly, whatever their sizes, and once.
-            if not decimal:
-                return double / _DOUBLE_UNIT
-            if not double:
-                return decimal / _DECIMAL_UNIT
-            return (double * _DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS)) / (_DECIMAL_UNIT << DOUBLE_SCALE_BITS)
-        except OverflowError:
-            return math.inf if double * _DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS) > 0 else -math.inf
+            return not_finite(special)
+        return nearest(*together(double, decimal))
+
+
+def not_finite(special: int) -> float:
+    """What a sum reads as when its counters of NaNs and infinities aren't all zero."""
+    plus, minus = special >> 40 & _COUNTER, special >> 80
+    if special & _COUNTER or (plus and minus):
+        return math.nan
+    return math.inf if plus else -math.inf
+
+
+def together(double: int, decimal: int) -> tuple[int, int]:
+    """Numerator and denominator of the sum of both scaled parts."""
+    if not decimal:
+        return double, DOUBLE_UNIT
+    if not double:
+        return decimal, DECIMAL_UNIT
+    return double * DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS), DECIMAL_UNIT << DOUBLE_SCALE_BITS
+
+
+def nearest(numerator: int, denominator: int) -> float:
+    """The double nearest to an exact quotient; beyond the largest one, an infinity. denominator: > 0."""
+    try:
+        return numerator / denominator  # int / int rounds correctly, whatever their sizes, and once
+    except OverflowError:
+        return math.inf if numerator > 0 else -math.inf
 
 
 def scaled_double(value: float) -> int:
@@ -153,15 +167,3 @@ def scaled_decimal(text: str) -> int:
     unit: int = 10 ** (digits - DECIMAL_SCALE)
     quotient, rest = divmod(number, unit)
     return quotient + (2 * rest > unit or (2 * rest == unit and quotient & 1 == 1))
-
-
-AggregateKey: TypeAlias = tuple[str, int, ValueType]
-"""Kind (``count`` or ``sum``), index of the column (-1 for none), type of the feature."""
-
-
-def make_aggregate(key: AggregateKey) -> Aggregate:
-    """The aggregate of a compiled feature."""
-    kind, column, dtype = key
-    if kind == "count":
-        return CountRows() if column < 0 else CountValues()
-    return SumWhole() if dtype is ValueType.INT64 else SumReal()

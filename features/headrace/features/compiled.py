@@ -6,6 +6,7 @@ Made by definitions.py from what a user wrote; plain data, so that the same defi
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import msgspec
 
@@ -19,16 +20,29 @@ FORMAT = 1
 LATEST = "latest"
 COUNT = "count"
 SUM = "sum"
+MEAN = "mean"
+VARIANCE = "variance"
+STDDEV = "stddev"
 
 
 class FeaturePlan(msgspec.Struct, frozen=True):
-    """One feature. column: index into CompiledView.columns, -1 for a count of rows. window None: over all live rows."""
+    """One feature. column: index into CompiledView.columns, -1 for none. window None: over all live rows.
+
+    where: only rows for which it is true count for the feature.
+    """
 
     name: str
     dtype: ValueType
     kind: str
     column: int
     window: Window | None
+    where: Predicate | None = None
+
+    def plain(self) -> list[Any]:
+        """All that decides its values, in JSON types; what isn't asked for is left out, so that older definitions keep their hash."""
+        window = None if self.window is None else [self.window.length_us, self.window.hop_us]
+        more: dict[str, Any] = {} if self.where is None else {"where": self.where.plain()}
+        return [self.kind, self.column, window, *([more] if more else [])]
 
 
 class CompiledView(msgspec.Struct, frozen=True):
@@ -73,10 +87,7 @@ def canonical_json(
         "entity": [index for index, _ in view.entity],
         "event_time": view.event_time,
         "where": None if view.where is None else view.where.plain(),
-        "features": [
-            [plan.kind, plan.column, None if plan.window is None else [plan.window.length_us, plan.window.hop_us]]
-            for plan in view.features
-        ],
+        "features": [plan.plain() for plan in view.features],
     }
     return msgspec.json.encode(plain, order="deterministic")
 

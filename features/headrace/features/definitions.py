@@ -21,19 +21,17 @@ reads a table or a store; definitions.compile gives what the kernel runs.
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
-from headrace.cdc.errors import DefinitionError
-from headrace.features.compiled import COUNT, LATEST, SUM, CompiledView, FeaturePlan, canonical_json, spec_hash
+from headrace.features.blame import caller, check_name, is_a, type_name, wrong
+from headrace.features.compiled import CompiledView, FeaturePlan, canonical_json, spec_hash
+from headrace.features.functions import Draft, Feature
 from headrace.features.predicate import Predicate
 from headrace.features.spec import Field, ValueType, ViewSpec
-from headrace.features.window import Window, make_window, span_us
+from headrace.features.window import span_us
 
 Int32: Final = ValueType.INT32
 Int64: Final = ValueType.INT64
@@ -47,27 +45,24 @@ UnixTimestamp: Final = ValueType.UNIX_TIMESTAMP
 JOIN_KEY_TYPES: Final = (Int32, Int64, String, Bytes, UnixTimestamp)
 """Feast's entity key bytes (version 3) know no others."""
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_OWN_FOLDER = str(Path(__file__).parent)
-
 
 class Entity:
     """What features describe. join_keys: name and type of each part of its key, in order."""
 
     def __init__(self, name: str, *, join_keys: Mapping[str, ValueType], description: str = "") -> None:
-        where = _caller()
+        where = caller()
         who = f"entity {name!r}"
-        _check_name(name, where, who)
+        check_name(name, where, who)
         if not join_keys:
-            raise _wrong(where, who, "needs at least one join key, such as join_keys={'customer_id': Int64}")
+            raise wrong(where, who, "needs at least one join key, such as join_keys={'customer_id': Int64}")
         for key, dtype in join_keys.items():
-            _check_name(key, where, f"{who}, join key {key!r}")
+            check_name(key, where, f"{who}, join key {key!r}")
             if dtype not in JOIN_KEY_TYPES:
                 known = ", ".join(kind.value for kind in JOIN_KEY_TYPES)
-                raise _wrong(
+                raise wrong(
                     where,
                     f"{who}, join key {key!r}",
-                    f"type {_type_name(dtype)} can't be a join key; these can: {known}",
+                    f"type {type_name(dtype)} can't be a join key; these can: {known}",
                 )
         self.name = name
         self.join_keys = tuple([Field(key, dtype) for key, dtype in join_keys.items()])
@@ -82,10 +77,10 @@ class Table:
     """
 
     def __init__(self, name: str, *, key: str | Sequence[str] | None = None, source: str | None = None) -> None:
-        where = _caller()
+        where = caller()
         schema, dot, table = name.partition(".")
         if not (schema and dot and table):
-            raise _wrong(
+            raise wrong(
                 where,
                 f"table {name!r}",
                 f'must be written as schema.table, such as "public.{name.strip(".") or "orders"}"',
@@ -93,61 +88,6 @@ class Table:
         self.name = name
         self.key = (key,) if isinstance(key, str) else tuple(key or ())
         self.source = source
-
-
-class Feature(msgspec.Struct, frozen=True):
-    """One or several features of one aggregate, made by latest, count and sum_; ``windows`` holds (name, window)."""
-
-    kind: str
-    column: str | None
-    dtype: ValueType
-    windows: tuple[tuple[str, Window | None], ...]
-    defined_at: str
-
-
-def latest(column: str, dtype: ValueType = ValueType.STRING, *, name: str | None = None) -> Feature:
-    """The column of the entity's newest row: by event time, then by order of change. Named like the column by default."""
-    where = _caller()
-    found = name or column
-    _check_name(found, where, f"feature {found!r}")
-    _check_type(dtype, where, found)
-    return Feature(LATEST, column, dtype, ((found, None),), where)
-
-
-def count(
-    column: str | None = None,
-    *,
-    over: str | Sequence[str] | None = None,
-    hop: str | None = None,
-    name: str | None = None,
-) -> Feature:
-    """Rows of the entity, or those whose ``column`` is not NULL, as Int64.
-
-    over: a window such as ``"1h"``, several, or None for all live rows. hop: by how much the window moves; by default about a sixtieth of
-    it. name: of the feature; with several windows each gets its window appended. Default: ``count_1h``, ``<column>_count_1h``.
-    """
-    stem = name or (f"{column}_count" if column else "count")
-    return _windowed(COUNT, column, ValueType.INT64, over, hop, stem, is_named=name is not None)
-
-
-def sum_(
-    column: str,
-    dtype: ValueType = ValueType.FLOAT64,
-    *,
-    over: str | Sequence[str] | None = None,
-    hop: str | None = None,
-    name: str | None = None,
-) -> Feature:
-    """Exact sum of a numeric column over the entity's rows; NULLs add nothing, the sum of nothing is 0.
-
-    dtype: Float64 (any numeric column; rounded once, at the end) or Int64 (whole numbers; beyond the range it reads as null). over, hop,
-    name: as for count; default name ``<column>_sum_1h``.
-    """
-    where = _caller()
-    stem = name or f"{column}_sum"
-    if dtype not in (ValueType.FLOAT64, ValueType.INT64):
-        raise _wrong(where, f"feature {stem!r}", f"a sum is Float64 or Int64, not {_type_name(dtype)}")
-    return _windowed(SUM, column, dtype, over, hop, stem, is_named=name is not None)
 
 
 class FeatureView:
@@ -171,13 +111,15 @@ class FeatureView:
         ttl: str | None = None,
         description: str = "",
     ) -> None:
-        self.defined_at = _caller()
+        self.defined_at = caller()
         self.name = name
         self._who = f"view {name!r}"
-        _check_name(name, self.defined_at, self._who)
-        self._require(_is(entity, Entity), "entity must be an Entity")
-        self._require(_is(source, Table), 'source must be a Table, such as Table("public.orders")')
-        self._require(where is None or _is(where, Predicate), 'where must be a filter, such as col("status") == "paid"')
+        check_name(name, self.defined_at, self._who)
+        self._require(is_a(entity, Entity), "entity must be an Entity")
+        self._require(is_a(source, Table), 'source must be a Table, such as Table("public.orders")')
+        self._require(
+            where is None or is_a(where, Predicate), 'where must be a filter, such as col("status") == "paid"'
+        )
         self.entity = entity
         self.source = source
         self.features = tuple(features)
@@ -189,32 +131,26 @@ class FeatureView:
             try:
                 self.ttl_us = span_us(ttl, "ttl")
             except ValueError as error:
-                raise _wrong(self.defined_at, self._who, str(error)) from None
+                raise wrong(self.defined_at, self._who, str(error)) from None
         self.entity_key = self._entity_key(dict(entity_key or {}))
         self._check_features()
 
     def compile(self) -> CompiledView:
         """The view as the kernel runs it, with its spec."""
+        drafts = [draft for feature in self.features for draft in feature.drafts]
         reads = set(self.entity_key.values()) | set(self.source.key)
-        reads |= {feature.column for feature in self.features if feature.column is not None}
+        for draft in drafts:
+            reads |= draft.columns()
         if self.event_time is not None:
             reads.add(self.event_time)
         if self.where is not None:
             reads |= self.where.columns()
         columns = tuple(sorted(reads))
         index = {column: place for place, column in enumerate(columns)}
-        plans = tuple(
-            [
-                FeaturePlan(
-                    name, feature.dtype, feature.kind, -1 if feature.column is None else index[feature.column], window
-                )
-                for feature in self.features
-                for name, window in feature.windows
-            ]
-        )
+        plans = tuple([_plan(draft, index) for draft in drafts])
         fields = tuple([Field(plan.name, plan.dtype) for plan in plans])
         join_keys = self.entity.join_keys
-        draft = CompiledView(
+        unhashed = CompiledView(
             spec=ViewSpec(self.name, join_keys, fields, "", self.ttl_us, self.description),
             table=self.source.name,
             source=self.source.source,
@@ -226,8 +162,8 @@ class FeatureView:
             features=plans,
             defined_at=self.defined_at,
         )
-        digest = spec_hash(canonical_json(self.name, join_keys, fields, draft))
-        return msgspec.structs.replace(draft, spec=msgspec.structs.replace(draft.spec, spec_hash=digest))
+        digest = spec_hash(canonical_json(self.name, join_keys, fields, unhashed))
+        return msgspec.structs.replace(unhashed, spec=msgspec.structs.replace(unhashed.spec, spec_hash=digest))
 
     def _entity_key(self, given: dict[str, str]) -> dict[str, str]:
         names = [key.name for key in self.entity.join_keys]
@@ -237,90 +173,38 @@ class FeatureView:
                 f"entity_key names {key!r}, which is no join key of entity {self.entity.name!r}; its join keys: {', '.join(names)}",
             )
         for key, column in given.items():
-            self._require(bool(column) and _is(column, str), f"join key {key!r} needs the name of a column")
+            self._require(bool(column) and is_a(column, str), f"join key {key!r} needs the name of a column")
         return {key: given.get(key, key) for key in names}
 
     def _check_features(self) -> None:
-        self._require(bool(self.features), "has no features: give at least one of latest(...), count(...), sum_(...)")
+        self._require(
+            bool(self.features), "has no features: give at least one, such as latest(...), count(...) or sum_(...)"
+        )
         taken = {key.name: f"join key {key.name!r}" for key in self.entity.join_keys}
         for feature in self.features:
-            self._require(_is(feature, Feature), "features must be made by latest(...), count(...), sum_(...)")
-            for name, _ in feature.windows:
+            self._require(
+                is_a(feature, Feature),
+                "features must be made by functions such as latest(...), count(...) and sum_(...)",
+            )
+            for draft in feature.drafts:
+                name = draft.name
                 if name in taken:
                     what = f"is already the name of {taken[name]}: give one of them another name="
-                    raise _wrong(feature.defined_at, f"{self._who}, feature {name!r}", what)
+                    raise wrong(feature.defined_at, f"{self._who}, feature {name!r}", what)
                 taken[name] = f"another feature ({feature.defined_at})"
 
     def _require(self, holds: bool, reason: str) -> None:
         if not holds:
-            raise _wrong(self.defined_at, self._who, reason)
+            raise wrong(self.defined_at, self._who, reason)
 
 
-def _windowed(
-    kind: str,
-    column: str | None,
-    dtype: ValueType,
-    over: str | Sequence[str] | None,
-    hop: str | None,
-    stem: str,
-    *,
-    is_named: bool,
-) -> Feature:
-    where = _caller()
-    _check_name(stem, where, f"feature {stem!r}")
-    if over is None:
-        if hop is not None:
-            raise _wrong(where, f"feature {stem!r}", "has a hop but no window: give over= as well")
-        return Feature(kind, column, dtype, ((stem, None),), where)
-    # What is neither text nor several is refused as no window below.
-    texts = (cast("str", over),) if isinstance(over, str) or not _is(over, Iterable) else tuple(over)
-    if not texts:
-        raise _wrong(
-            where,
-            f"feature {stem!r}",
-            'over= names no window: give one such as "1h", or leave it out for all live rows',
-        )
-    windows: list[tuple[str, Window | None]] = []
-    for text in texts:
-        name = stem if is_named and len(texts) == 1 else f"{stem}_{re.sub('[^A-Za-z0-9]+', '_', str(text)).strip('_')}"
-        try:
-            windows.append((name, make_window(text, hop)))
-        except ValueError as error:
-            raise _wrong(where, f"feature {name!r}", str(error)) from None
-    return Feature(kind, column, dtype, tuple(windows), where)
-
-
-def _check_name(name: str, where: str, who: str) -> None:
-    if not _is(name, str) or _NAME.fullmatch(name) is None or "__" in name:
-        # Feast joins view and feature by two underscores in full names.
-        raise _wrong(
-            where, who, "must be letters, digits and single underscores, not starting with a digit; give another name"
-        )
-
-
-def _check_type(dtype: ValueType, where: str, feature: str) -> None:
-    if not _is(dtype, ValueType):
-        known = ", ".join(kind.value for kind in ValueType)
-        raise _wrong(where, f"feature {feature!r}", f"unsupported type {_type_name(dtype)}; known: {known}")
-
-
-def _is(value: object, kind: type) -> bool:
-    """isinstance, for what type checkers believe already: users' files aren't always type-checked."""
-    return isinstance(value, kind)
-
-
-def _type_name(dtype: object) -> str:
-    return dtype.value if isinstance(dtype, ValueType) else repr(dtype)
-
-
-def _wrong(where: str, who: str, reason: str) -> DefinitionError:
-    return DefinitionError(f"{where}: {who} {reason}" if not reason[0].isupper() else f"{where}: {who}: {reason}")
-
-
-def _caller() -> str:
-    """``file:line`` of the nearest frame outside this folder: the user's own line."""
-    frame = inspect.currentframe()
-    assert frame is not None
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN_FOLDER):
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+def _plan(draft: Draft, index: Mapping[str, int]) -> FeaturePlan:
+    """The feature by the columns' indexes."""
+    return FeaturePlan(
+        draft.name,
+        draft.dtype,
+        draft.kind,
+        -1 if draft.column is None else index[draft.column],
+        draft.window,
+        draft.where,
+    )

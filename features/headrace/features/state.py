@@ -11,8 +11,10 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from headrace.cdc.event import Value
-from headrace.features.aggregate import Aggregate, AggregateKey, Pack, make_aggregate
+from headrace.features.aggregate import Aggregate, Pack
+from headrace.features.catalogue import AggregateKey, key_of, make_aggregate
 from headrace.features.compiled import LATEST, CompiledView
+from headrace.features.predicate import Compiled
 from headrace.features.spec import FeatureValue
 from headrace.features.tiles import Delta, Track, TrackPlan, pack_slot, unpack_slot
 from headrace.features.values import Converter, converter
@@ -59,7 +61,7 @@ class Layout:
         for plan in view.features:
             if plan.kind == LATEST:
                 continue
-            key = (plan.kind, plan.column, plan.dtype)
+            key = key_of(plan)
             if plan.window is None:
                 _append_new(lifetime, key)
                 continue
@@ -68,13 +70,15 @@ class Layout:
             _append_new(keys, key)
         hops = sorted(by_hop)
         groups = [lifetime, *[by_hop[hop][1] for hop in hops]]
-        self._columns: tuple[tuple[int, Aggregate], ...]
         order: list[AggregateKey] = []
         for group in groups:
             for key in group:
                 _append_new(order, key)
         made = {key: make_aggregate(key) for key in order}
-        self._columns = tuple([(key[1], made[key]) for key in order])
+        index = {column: place for place, column in enumerate(view.columns)}
+        self._lifts: tuple[tuple[int, Aggregate, Compiled | None], ...] = tuple(
+            [(key.column, made[key], None if key.where is None else key.where.compile(index)) for key in order]
+        )
         # Groups with the same aggregates share one tuple of deltas: several windows usually ask the same of a row.
         self._groups: tuple[tuple[tuple[int, int], ...], ...] = tuple([_bases(group, order, made) for group in groups])
         self.lifetime_slots: tuple[Pack, ...] = _slots(lifetime, made)
@@ -90,7 +94,7 @@ class Layout:
             if plan.kind == LATEST:
                 readers.append(_Newest(latest.index(plan.column), converter(plan.dtype)))
                 continue
-            key = (plan.kind, plan.column, plan.dtype)
+            key = key_of(plan)
             if plan.window is None:
                 track, window, group = LIFETIME, 0, lifetime
             else:
@@ -105,7 +109,10 @@ class Layout:
         """What a row of these values adds, and how many of its values couldn't be read (they add nothing)."""
         unreadable = 0
         lifted: list[tuple[int, ...]] = []
-        for column, aggregate in self._columns:
+        for column, aggregate, where in self._lifts:
+            if where is not None and where(values) is not True:
+                lifted.append((0,) * len(aggregate.slots))
+                continue
             try:
                 lifted.append(aggregate.lift(values[column] if column >= 0 else None))
             except ValueError:

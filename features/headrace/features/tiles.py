@@ -26,8 +26,10 @@ _INT64: Final = 1 << 63
 _NEVER: Final = -(1 << 62)
 """Tile index before all times."""
 
-_STEPS: Final = (38, 36, 34, 30, 20)
-_POWERS: Final[tuple[tuple[int, int], ...]] = tuple([(step, 10**step) for step in _STEPS])
+_POWERS: Final[dict[Pack, tuple[tuple[int, int], ...]]] = {
+    Pack.DECIMAL: tuple([(step, 10**step) for step in (38, 36, 34, 30, 20)]),
+    Pack.DECIMAL_SQUARE: tuple([(step, 10**step) for step in (76, 72, 68, 60, 40)]),
+}
 
 
 class TrackPlan(msgspec.Struct, frozen=True):
@@ -181,7 +183,7 @@ def pack_slot(how: Pack, amount: int) -> Any:
     if how is Pack.DOUBLE:
         shift = (amount & -amount).bit_length() - 1
         return [shift, _small(amount >> shift)]
-    for step, power in _POWERS:
+    for step, power in _POWERS[how]:
         if amount % power == 0:
             return [step, _small(amount // power)]
     return [0, _small(amount)]
