@@ -46,8 +46,10 @@ class Reader:
         self.state: bytes | None = None
         self.changes: list[Change] = []
         self.heartbeats = 0
+        self.staged: list[Change] = []
 
     async def start(self) -> None:
+        self.staged = []
         await self.source.start(self.state)
 
     async def restart(self) -> None:
@@ -59,9 +61,13 @@ class Reader:
         async with asyncio.timeout(DEADLINE_S):
             while not done():
                 batch = await self.source.read()
+                self.staged += batch.changes
+                if batch.is_part:
+                    continue
                 self.state = batch.state
                 self.heartbeats += batch.is_heartbeat
-                self.changes += batch.changes
+                self.changes += self.staged
+                self.staged = []
                 self.source.durable(batch.mark)
 
     async def until_rows(self, count: int) -> None:
