@@ -250,8 +250,8 @@ def hold_small(monkeypatch: pytest.MonkeyPatch, seed: int, chunk_rows: int) -> N
     """Small chunks of split tables and, in two of three runs, small parts of transactions that count as large, here or for the server."""
     monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.SPLIT_ROWS", -1)
-    monkeypatch.setattr("headrace.cdc.sources.pgwhole._PART_ROWS", chunk_rows)
-    monkeypatch.setattr("headrace.cdc.sources.pgwhole._BLOCK_ROWS", 3)
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.PART_ROWS", chunk_rows)
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.BLOCK_ROWS", 3)
     if seed % 4 == 3:
         monkeypatch.setattr("headrace.cdc.sources.pgsnapshot.CHUNK_BYTES", 100)
     if seed % 2:

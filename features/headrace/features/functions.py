@@ -51,7 +51,7 @@ class Draft(msgspec.Struct, frozen=True):
 
     def columns(self) -> set[str]:
         """Every column that it reads."""
-        found = set() if self.column is None else {self.column}
+        found: set[str] = set() if self.column is None else {self.column}
         return found if self.where is None else found | self.where.columns()
 
 

@@ -50,6 +50,7 @@ class Reader:
         self.heartbeats = 0
 
     async def start(self) -> None:
+        self.staged = []
         await self.source.start(self.state)
 
     async def restart(self) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from fix_mariadb import MariaDBServer
 from fix_mysql import MySQLServer
+from headrace.cdc.errors import RequestRefused, SourceRefused
 
 sys.path.insert(0, str(Path(__file__).parent))
 _spec = importlib.util.spec_from_file_location("mysql_reader", Path(__file__).with_name("test_mysql.py"))
@@ -221,13 +222,220 @@ async def test_copy_under_writes_with_restarts_folds_to_the_table(
 async def test_what_cant_be_copied_is_refused_with_the_cure(
     server: MariaDBServer, database: str, reader: MakeReader
 ) -> None:
-    run(server, "create table bag (v int)", "create table odd (e enum('b', 'a') primary key)", database=database)
-    found = [
-        finding
+    run(server, "create table bag (v int) engine = MyISAM", "create table plain (v int)", database=database)
+    run(server, "create table odd (e enum('b', 'a') primary key)", database=database)
+    found = {
+        finding.object.partition(".")[2]: finding
         for finding in await Reader(dsn(server), database, snapshot="initial").source.check()
         if finding.code == "no-key"
-    ]
-    assert sorted(finding.object.partition(".")[2] for finding in found) == ["bag", "odd"]
-    with pytest.raises(Exception, match="bag"):
+    }
+    assert {name: finding.severity for name, finding in found.items()} == {
+        "bag": "error",
+        "plain": "warning",
+        "odd": "info",
+    }
+    with pytest.raises(SourceRefused, match="bag") as refused:
         await reader(dsn(server), database)
-    await Reader(dsn(server), database, exclude=["*.bag", "*.odd"], snapshot="initial").source.check()
+    assert "engine = InnoDB" in refused.value.advice
+    await Reader(dsn(server), database, exclude=["*.bag"], snapshot="initial").source.check()
+
+
+def bag(changes: list[Any], table: str) -> Counter[Any]:
+    """A table of which only the count of each row matters."""
+    found: Counter[Any] = Counter()
+    for change in changes:
+        if change.table.table != table or change.op == "schema":
+            continue
+        if change.op == "truncate":
+            found.clear()
+        if change.before is not None:
+            found[change.before] -= 1
+        if change.after is not None:
+            found[change.after] += 1
+    return +found
+
+
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.campaign) for seed in range(3, 40))]
+)
+async def test_a_table_without_a_key_under_writes_with_restarts_is_the_table(
+    server: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    print(f"seed {seed}")
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.PART_ROWS", 100)
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.BLOCK_ROWS", 40)
+    monkeypatch.setattr("headrace.cdc.sources.mysqlwhole.BLOCK_ROWS", 40)
+    run(server, "create table t (n int, v varchar(20))", database=database)
+    run(server, "create table o (e enum('b', 'a', 'c') primary key, n int)", database=database)
+    run(server, "insert into o values ('a', 1), ('b', 2)", database=database)
+    run(server, f"insert into t select seq % 50, 'old' from {numbered(700)}", database=database)
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        own = random.Random(seed)
+        try:
+            with server.connect(database=database) as connection, connection.cursor() as cursor:
+                while not over.is_set():
+                    number = own.randrange(50)
+                    cursor.execute("begin")
+                    for _ in range(own.randrange(1, 4)):
+                        match own.randrange(4):
+                            case 0:
+                                cursor.execute("delete from t where n = %s limit 2", (number,))
+                            case 1:
+                                cursor.execute("update t set v = %s where n = %s limit 3", (str(number), number))
+                            case 2:
+                                cursor.execute("replace into o values (%s, %s)", (own.choice("abc"), number))
+                            case _:
+                                cursor.execute("insert into t values (%s, 'new')", (number,))
+                    cursor.execute(own.choice(["commit", "commit", "rollback"]))
+        except BaseException as error:  # noqa: BLE001  # told by the test
+            failures.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        r = await reader(dsn(server), database)
+        await r.until(lambda: len(r.changes) + len(r.staged) > 150 * (seed + 1))
+        await r.restart()
+        await until_streaming(r)
+        assert r.source.status().snapshot is None
+    finally:
+        over.set()
+        await asyncio.to_thread(writer.join)
+    assert not failures
+    for table in ("t", "o"):
+        wanted = Counter(run(server, f"select * from {table}", database=database))
+        await r.until(lambda table=table, wanted=wanted: bag(r.changes, table) == wanted)
+    assert sum(change.op == "truncate" for change in r.changes) == 2, "each was copied once, as a whole"
+    ids = [change.id for change in r.changes]
+    assert len(ids) == len(set(ids))
+
+
+async def test_an_empty_table_without_a_key_is_emptied(
+    server: MariaDBServer, database: str, reader: MakeReader
+) -> None:
+    run(server, "create table t (n int)", database=database)
+    r = await reader(dsn(server), database)
+    await until_streaming(r)
+    assert [(change.op, change.is_last) for change in r.changes] == [("truncate", True)]
+
+
+@pytest.mark.matrix("mysql")
+async def test_mysql_waits_for_an_open_writer_and_says_so(mysql9: MariaDBServer, reader: MakeReader) -> None:
+    database = "waits"
+    run(mysql9, "drop database if exists waits", "create database waits", "create table waits.t (n int)")
+    run(mysql9, "insert into waits.t values (1)")
+    with mysql9.connect(database=database) as connection, connection.cursor() as cursor:
+        cursor.execute("begin")
+        cursor.execute("insert into t values (2)")
+        r = await reader(dsn(mysql9), database)
+        await r.until(lambda: "waits.t waits for an open transaction" in r.source.status().reason)
+        cursor.execute("commit")
+    await until_streaming(r)
+    await r.until(lambda: bag(r.changes, "t") == Counter({(1,): 1, (2,): 1}))
+    assert r.source.status().reason == ""
+
+
+@pytest.mark.matrix("mysql")
+async def test_mysql_without_the_right_to_lock_is_refused_with_the_grant(
+    mysql9: MariaDBServer, reader: MakeReader
+) -> None:
+    run(mysql9, "drop database if exists unlocked", "create database unlocked", "create table unlocked.t (n int)")
+    run(mysql9, "drop user if exists lockless", "create user lockless")
+    run(mysql9, "grant replication slave, replication client on *.* to lockless", "grant select on *.* to lockless")
+    r = await reader(f"mysql://lockless@127.0.0.1:{mysql9.port}", "unlocked")
+    with pytest.raises(SourceRefused, match="may not lock it") as refused:
+        await until_streaming(r)
+    assert "grant lock tables on `unlocked`.* to" in refused.value.advice
+
+
+# asked for by a person
+
+
+async def test_what_is_asked_for_comes_again_and_goes_on_after_a_restart(
+    server: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy.CHUNK_ROWS", 7)
+    run(server, "create table t (id int primary key, v varchar(20))", database=database)
+    run(server, "create table b (n int)", "insert into b values (1), (1)", database=database)
+    run(server, f"insert into t select seq, '5%' from {numbered(60)}", database=database)
+    r = await reader(dsn(server), database)
+    await until_streaming(r)
+    first = len(r.changes)
+    asked = await r.source.snapshot([f"{database}.*"], "")
+    assert (asked.number, sorted(asked.tables)) == (1, [f"{database}.b", f"{database}.t"])
+    assert r.source.status().phase == "streaming", "the first copy is over"
+    await r.until(lambda: len(r.changes) > first + 20)
+    await r.restart()
+    await r.until(lambda: all(copy["is_done"] for copy in r.source.status().asked))
+    (told,) = r.source.status().asked
+    assert (told["number"], told["rows"]) == (1, 62)
+    again = r.changes[first:]
+    assert Counter(change.after[0] for change in again if change.table.table == "t") == Counter(range(1, 61))
+    assert [change.op for change in again if change.table.table == "b"] == ["truncate", "read", "read"]
+    some = await r.source.snapshot([f"{database}.t"], "id % 2 = 0 and v like '5%' and v <> '%s'")
+    assert some.number == 2
+    count = len(r.changes)
+    await r.until(lambda: r.source.status().asked[-1]["is_done"])
+    assert [change.after[0] for change in r.changes[count:]] == list(range(2, 61, 2))
+    ids = [change.id for change in r.changes]
+    assert len(ids) == len(set(ids))
+    await r.restart()
+    await r.until(lambda: r.heartbeats > 0)
+    assert r.source.status().snapshot is None, "nothing is copied again"
+
+
+async def test_what_cant_be_asked_for_is_refused(server: MariaDBServer, database: str, reader: MakeReader) -> None:
+    run(server, "create table t (id int primary key)", "create table b (n int)", database=database)
+    run(server, "create table m (n int) engine = MyISAM", database=database)
+    r = await reader(dsn(server), database, exclude=["*.m"])
+    for tables, where, said in [
+        ([f"{database}.x"], "", "captures no table"),
+        ([f"{database}.m"], "", "captures no table"),
+        ([f"{database}.t"], "nothing = 1", "doesn't take the condition .*nothing"),
+        ([f"{database}.t"], "1 = 1) ; drop table t; (", "doesn't take the condition"),
+        ([f"{database}.b"], "n = 1", "copied whole only"),
+    ]:
+        with pytest.raises(RequestRefused, match=said):
+            await r.source.snapshot(tables, where)
+    assert r.source.status().asked == []
+    await r.source.stop()
+    with pytest.raises(RequestRefused, match="stopped"):
+        await r.source.snapshot([f"{database}.t"], "")
+
+
+async def test_a_chunk_that_lacks_what_was_delivered_before_it_is_read_again(
+    mariadb_template: Path, reader: MakeReader
+) -> None:
+    """Semi-synchronous replication waits between a transaction's place in the binlog and its being visible."""
+    own = MariaDBServer(
+        mariadb_template,
+        {
+            "rpl-semi-sync-master-enabled": "ON",
+            "rpl-semi-sync-master-wait-point": "AFTER_SYNC",
+            "rpl-semi-sync-master-timeout": "1500",
+        },
+    )
+    own.start()
+    try:
+        run(own, "set global rpl_semi_sync_master_enabled = off", "create database d")
+        run(own, "create table d.t (id int primary key, v int)", "create table d.b (v int)")
+        run(own, "insert into d.t values (1, 0)", "insert into d.b values (0)")
+        r = await reader(dsn(own), "d")
+        await until_streaming(r)
+        for table in ("t", "b"):
+            # Once it has timed out it waits no more until it is switched on anew.
+            run(own, *(f"set global rpl_semi_sync_master_enabled = {word}" for word in ("off", "on")))
+            writing = asyncio.create_task(asyncio.to_thread(run, own, f"update d.{table} set v = 7"))
+            count = len(r.changes)
+            await r.until(lambda count=count: len(r.changes) > count)
+            assert run(own, f"select v from d.{table}") == [(0,)], "delivered, and not yet visible"
+            await r.source.snapshot([f"d.{table}"], "")
+            await r.until(lambda: r.source.status().asked[-1]["is_done"])
+            await writing
+        assert folded(r.changes, "t") == {(1,): (1, 7)}
+        assert bag(r.changes, "b") == Counter({(7,): 1})
+    finally:
+        own.remove()

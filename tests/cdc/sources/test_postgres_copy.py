@@ -162,8 +162,8 @@ async def test_rows_of_any_width_are_read_in_about_the_same_memory(
 async def test_a_table_without_a_key_comes_whole_in_parts(
     database: Database, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("headrace.cdc.sources.pgwhole._PART_ROWS", 100)
-    monkeypatch.setattr("headrace.cdc.sources.pgwhole._BLOCK_ROWS", 40)
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.PART_ROWS", 100)
+    monkeypatch.setattr("headrace.cdc.sources.wholerows.BLOCK_ROWS", 40)
     database.execute("create table bag (n int, v text)")
     database.execute("alter table bag replica identity full")
     database.execute(

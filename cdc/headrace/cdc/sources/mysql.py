@@ -31,11 +31,13 @@ from headrace.cdc.sources.base import Asked, ChangeBatch, SourceStatus
 from headrace.cdc.sources.binlogstream import BinlogStream
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments, safe_name, server_error
+from headrace.cdc.sources.mysqlasked import asked_names, hold_condition
 from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
 from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
-from headrace.cdc.sources.mysqltable import read_collations, read_table
+from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name, read_collations, read_table
 from headrace.cdc.sources.preflight import Finding, raise_for
 from headrace.cdc.sources.preparedrows import PreparedRows
+from headrace.cdc.sources.spill import default_folder
 
 _log = logging.getLogger("headrace.source")
 
@@ -47,7 +49,8 @@ class MySQLState(msgspec.Struct):
     """What the log keeps of this source. Fields are only ever appended, with a default.
 
     server: its UUID, or for MariaDB its domain and id: of another one only GTIDs mean anything. gtids: text of everything that is in the log.
-    incarnation: part of every change's id. prepared: XA transactions without an outcome.
+    incarnation: part of every change's id. last_copy: the highest number of a copy that a person asked for. prepared: XA transactions
+    without an outcome.
     """
 
     is_mariadb: bool
@@ -58,6 +61,7 @@ class MySQLState(msgspec.Struct):
     versions: dict[int, TableVersion]
     incarnation: int = 0
     copies: list[TableCopy] = []
+    last_copy: int = 0
     prepared: dict[str, Prepared] = {}
 
 
@@ -143,7 +147,7 @@ class MySQLSource:
         stream = self._stream = BinlogStream(self._arguments, server_id=server_id, source=self._name)
         await stream.start(place, gtids if facts.has_gtids else type(gtids)())
         self._server_end = facts.end
-        known = {(copy.schema, copy.table) for copy in state.copies}
+        known = {(copy.schema, copy.table) for copy in state.copies if copy.number == 0}
         if self._config.snapshot == "initial":
             state.copies += [
                 TableCopy(*split_name(name), estimate=facts.rows.get(name, -1))
@@ -157,12 +161,21 @@ class MySQLSource:
             id_prefix=f"{self._name}-{state.incarnation}-",
             is_mariadb=facts.is_mariadb,
             wake=stream.wake,
+            say=self._say,
+            folder=default_folder(),
+            source=self._name,
         )
-        self._copier.go_on()
+        if state.server == facts.server:
+            self._copier.delivered(place)
+        self._copier.go_on(gtids)
         self._ready.append(self._batch([], int(time.time() * 1_000_000)))
         self._is_running = True
         self._reason = ""
         _log.info("source %s: streaming from %s of %s", self._name, gtids or place, safe_name(self._config.dsn))
+
+    def _say(self, reason: str) -> None:
+        if self._is_running:
+            self._reason = reason
 
     def _wants(self, schema: str, table: str) -> bool:
         name = f"{schema}.{table}"
@@ -231,20 +244,24 @@ class MySQLSource:
         finally:
             await server.close()
 
-    async def _uncopied(self, server: MySQLServer, facts: ServerFacts) -> list[str]:
-        """Tables that are to be copied and can't be."""
+    async def _uncopied(self, server: MySQLServer, facts: ServerFacts) -> list[Finding]:
+        """What is to be said of the tables that are to be copied."""
         if self._config.snapshot == "never":
             return []
         collations = await read_collations(server.query)
-        found: list[str] = []
+        found: list[Finding] = []
         for name in facts.tables:
             if self._wants(*split_name(name)):
-                table = await read_table(server.query, *split_name(name), collations)
-                if table is None or not table.key:
-                    found.append(name)
+                try:
+                    table = await read_table(server.query, *split_name(name), collations)
+                except SourceRefused as error:
+                    found.append(Finding("no-copy", "error", name, error.message, error.advice))
+                    continue
+                if table is not None and not table.key:
+                    found.append(_without_key(table, source=self._name))
         return found
 
-    def _findings(self, facts: ServerFacts, uncopied: list[str]) -> list[Finding]:
+    def _findings(self, facts: ServerFacts, uncopied: list[Finding]) -> list[Finding]:
         found = facts.findings()
         if self._config.snapshot == "initial" and not facts.is_mariadb and not facts.has_gtids:
             found.append(
@@ -256,16 +273,7 @@ class MySQLSource:
                     "set global gtid_mode = ON, step by step, as the server's manual says; or snapshot: never, for changes from now on",
                 )
             )
-        found += [
-            Finding(
-                "no-key",
-                "error",
-                name,
-                "can't be copied in the order of a primary key: it has none, or one of an ENUM, SET, BIT or floating type",
-                f"give it another primary key, put it under sources.{self._name}.exclude, or set snapshot: never",
-            )
-            for name in uncopied
-        ]
+        found += uncopied
         unmatched = [
             pattern for pattern in self._config.tables if not any(fnmatchcase(name, pattern) for name in facts.tables)
         ]
@@ -290,12 +298,19 @@ class MySQLSource:
                 await self._advance()
         except pymysql.err.MySQLError as error:
             raise server_error(error, config=self._config, source=self._name) from error
+        except OSError as error:
+            raise SourceUnavailable(
+                f"source \"{self._name}\" can't keep a table's rows in {default_folder()}: {error}", source=self._name
+            ) from error
         return self._ready.popleft()
 
     async def _advance(self) -> None:
         stream, decoder, copier = self._stream, self._decoder, self._copier
         if stream is None or decoder is None or copier is None:
             raise SourceUnavailable(f'source "{self._name}" is not started', source=self._name)
+        if copier.is_giving_out:
+            self._next_rows(copier)
+            return
         now = time.monotonic()
         await self._ask_end(now)
         if self._replay is not None:
@@ -312,10 +327,10 @@ class MySQLSource:
             return  # what is appended now would be taken for the transaction's end
         if copier.has_chunk:
             reads, read_us = await copier.finish(decoder.passed)
-            self._has_copied = bool(reads)
+            self._has_copied = bool(reads) or copier.is_giving_out
             if reads:
                 self._ready.append(self._batch(reads, read_us))
-        copier.go_on()
+        copier.go_on(decoder.gtids)
         if not self._ready and time.monotonic() - self._last_emit >= self._config.heartbeat.s:
             # The servers' heartbeats have no time of their own.
             self._ready.append(self._batch([], int(time.time() * 1_000_000), is_heartbeat=True))
@@ -415,6 +430,14 @@ class MySQLSource:
         if changes:
             self._ready.append(self._batch(changes, last.commit_us))
 
+    def _next_rows(self, copier: MySQLCopier) -> None:
+        """Some rows of a table that was read whole, as a batch: they go into the log all at once."""
+        changes, time_us, is_last = copier.next_part()
+        if is_last:
+            self._ready.append(self._batch(changes, time_us))
+        else:
+            self._ready.append(ChangeBatch(changes, b"", 0, time_us, "", is_part=True))
+
     async def _ask_end(self, now: float) -> None:
         """Where the server's binlog ends, now and then: for the lag that people see."""
         if self._asking is not None and self._asking.done():
@@ -439,15 +462,41 @@ class MySQLSource:
         self._durable = max(self._durable, mark)
 
     async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
-        raise RequestRefused(
-            f'source "{self._name}" is a MySQL or MariaDB server, whose rows can\'t be copied a second time yet',
-            advice="let the application write them once more, or start a new log (another log.path)",
-        )
+        copier, server, state = self._copier, self._server, self._state
+        if copier is None or server is None or state is None or not self._is_running:
+            raise RequestRefused(
+                f'source "{self._name}" is {self._reason or "stopped"}', advice="ask again once it streams"
+            )
+        try:
+            facts = await server.facts()
+            known = [name for name in facts.tables if self._wants(*split_name(name))]
+            names = asked_names(known, tables, source=self._name)
+            collations = await read_collations(server.query)
+            for name in names:
+                await self._hold_asked(server, await read_table(server.query, *split_name(name), collations), where)
+        except pymysql.err.MySQLError as error:
+            raise server_error(error, config=self._config, source=self._name) from error
+        except SourceRefused as error:
+            raise RequestRefused(error.message, advice=error.advice) from error
+        state.last_copy += 1
+        copier.ask([split_name(name) for name in names], where, number=state.last_copy, rows=facts.rows)
+        _log.info("source %s: copying again, as asked (number %d): %s", self._name, state.last_copy, ", ".join(names))
+        return Asked(state.last_copy, names)
+
+    async def _hold_asked(self, server: MySQLServer, table: CopiedTable | None, where: str) -> None:
+        if table is None:
+            return  # gone since
+        if not table.key:
+            finding = _without_key(table, source=self._name)
+            if finding.severity == "error":
+                raise RequestRefused(f"{finding.object} {finding.message}", advice=finding.cure)
+        if where:
+            await hold_condition(server, table, where)
 
     def status(self) -> SourceStatus:
         state = self._state
         copying = None if self._copier is None else self._copier.progress()
-        running = "streaming" if copying is None else "snapshot"
+        running = "streaming" if self._copier is None or self._copier.is_initial_done else "snapshot"
         phase = running if self._is_running else "stopped" if self._reason == "stopped" else "connecting"
         file, pos = self._durable
         lag = max(0, self._server_end.pos - pos) if file == self._server_end.file and file else None
@@ -457,7 +506,36 @@ class MySQLSource:
             (state.gtids or f"{file}:{pos}") if state is not None and file else "",
             lag_bytes=lag,
             snapshot=copying,
+            asked=[] if self._copier is None else self._copier.asked(),
         )
+
+
+def _without_key(table: CopiedTable, *, source: str) -> Finding:
+    name, cure = table.schema.name, f"alter table {quoted_name(table.schema.schema, table.schema.table)}"
+    if not table.is_transactional:
+        return Finding(
+            "no-key",
+            "error",
+            name,
+            f"can't be copied: it has no primary key, or one of an ENUM, SET, BIT or floating type, and its engine {table.engine} "
+            "shows no moment of it",
+            f"{cure} engine = InnoDB; or add primary key (...); or put it under sources.{source}.exclude, or set snapshot: never",
+        )
+    if table.schema.key:
+        return Finding(
+            "no-key",
+            "info",
+            name,
+            "has a primary key of an ENUM, SET, BIT or floating type: its copy is one read, which starts over when it is cut short",
+            f"{cure} add primary key (...); of another type, where the table is large",
+        )
+    return Finding(
+        "no-key",
+        "warning",
+        name,
+        "has no primary key: its copy is one read, which starts over when it is cut short, and its events have no row key",
+        f"{cure} add primary key (...);",
+    )
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -8,37 +8,55 @@ MariaDB says the place exactly (status ``Binlog_snapshot_file`` and ``_position`
 MySQL writes a transaction to its binlog, then makes it visible, then adds its id to ``gtid_executed``. What is in that set before the snapshot is
 visible, and what is behind the binlog's end after it isn't. The transactions between these two, of about a millisecond, may be either. Their keys
 come from the stream too, which is right in both cases; only if it sends a part of their row, the chunk is read again.
+
+Both write to the binlog before a transaction is visible, and semi-synchronous replication may wait between the two. So a chunk also must see what
+the stream had delivered before it was begun; if it doesn't, it is read again.
+
+A table whose rows can't be read in the order of a key is read whole (mysqlwhole.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import pymysql
 
 from headrace.cdc.decode.binlog import BinlogPlace, BinlogTransaction, order_of
-from headrace.cdc.decode.gtid import MySQLGtidSet
+from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.tableversion import TableVersion, schema_changes, shape, versioned
-from headrace.cdc.event import UNCHANGED, Change, Row, key_text
+from headrace.cdc.errors import SourceRefused
+from headrace.cdc.event import UNCHANGED, Change, Row, TableSchema, key_text
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysqlserver import MySQLServer, shut_down
-from headrace.cdc.sources.mysqltable import CopiedTable, read_collations, read_table
+from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name, read_collations, read_table
+from headrace.cdc.sources.mysqlwhole import TableBusy, WholeTable
 from headrace.cdc.sources.pgwindow import filled, old_key, row_key, rows_by_key
 
 CHUNK_ROWS = 5000
+CHUNK_BYTES = 2 << 20
+"""A chunk holds about so much, by the size of the rows before it: rows of any width are read in about so much memory."""
+_FIRST_ROWS = 500
 _NOTED_CHANGES = 50_000
 _RETRY_S = 0.05
+_BUSY_RETRY_S = 2.0
+_ASKED_SHOWN = 20
+_CHANGED = (1054, 1146, 1412)
+"""Unknown column, no such table, table definition has changed: the table isn't what it was a moment ago."""
+
+Gtids: TypeAlias = MySQLGtidSet | MariaDBGtids
 
 
 class TableCopy(msgspec.Struct):
     """How far one table is; part of the stored state. Fields are only ever appended, with a default.
 
     after: text of the last key read. key: the columns that order the rows, with their types. again: keys of rows that moved while a large
-    value of them wasn't in the binlog, to be read once more at the end.
+    value of them wasn't in the binlog, to be read once more at the end. number: of the copy that a person asked for, 0 for the first one;
+    where: of its rows, as an SQL condition.
     """
 
     schema: str
@@ -50,6 +68,12 @@ class TableCopy(msgspec.Struct):
     key: tuple[str, ...] = ()
     is_read: bool = False
     again: list[tuple[str, ...]] = []
+    number: int = 0
+    where: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.schema}.{self.table}"
 
 
 class _Noted(msgspec.Struct):
@@ -83,7 +107,9 @@ class _Chunk(msgspec.Struct):
 
 
 class MySQLCopier:
-    """The copy of one source's tables; copies: in the stored state. wake: called when a chunk was read."""
+    """The copy of one source's tables; copies: in the stored state. wake: called when something was read. say: shows why the copy waits, ""
+    for nothing. folder: for tables that are read whole.
+    """
 
     def __init__(
         self,
@@ -94,6 +120,9 @@ class MySQLCopier:
         id_prefix: str,
         is_mariadb: bool,
         wake: Callable[[], None],
+        say: Callable[[str], None],
+        folder: Path,
+        source: str,
     ) -> None:
         self._server = server
         self._is_mariadb = is_mariadb
@@ -101,38 +130,110 @@ class MySQLCopier:
         self._versions = versions
         self._id_prefix = id_prefix
         self._wake = wake
+        self._say = say
+        self._folder = folder
+        self._source = source
         self._collations: dict[str, int] = {}
         self._noted: list[_Noted] = []
         self._count = 0
-        self._task: asyncio.Task[_Chunk | None] | None = None
+        self._delivered: BinlogPlace | None = None
+        self._before: tuple[BinlogPlace | None, Gtids | None] = (None, None)
+        self._task: asyncio.Task[_Chunk | WholeTable | None] | None = None
         self._connection: Any = None
-        self._selecting: asyncio.Future[_Chunk] | None = None
+        self._selecting: asyncio.Future[Any] | None = None
         self._rests_until = 0.0
+        self._row_bytes = CHUNK_BYTES / _FIRST_ROWS
+        self._whole: WholeTable | None = None
+        self._parts: Iterator[tuple[list[Row], bool]] | None = None
+        self._is_first_part = False
+        self._asked: dict[int, list[TableCopy]] = {}
+        self._began = 0.0
+        self._rows_at_begin = 0
+        for copy in copies:
+            if copy.number:
+                self._asked.setdefault(copy.number, []).append(copy)
 
     @property
     def current(self) -> TableCopy | None:
         return next((copy for copy in self._copies if not copy.is_done), None)
 
     @property
+    def is_initial_done(self) -> bool:
+        """Every table has been copied once; what a person asked for again may be under way."""
+        return all(copy.is_done or copy.number for copy in self._copies)
+
+    @property
     def has_chunk(self) -> bool:
         return self._task is not None and self._task.done()
 
-    def go_on(self) -> None:
-        """Open the window of the next chunk and begin to read it; everything delivered so far was shown to ``see``."""
+    @property
+    def is_giving_out(self) -> bool:
+        """A table is on its way into the log whole: ``next_part`` comes before anything else."""
+        return self._parts is not None
+
+    def ask(self, names: Sequence[tuple[str, str]], where: str, *, number: int, rows: dict[str, int]) -> None:
+        """Copy these tables once more. rows: how many each has, by the server's guess."""
+        copies = [TableCopy(*name, estimate=rows.get(".".join(name), -1), number=number, where=where) for name in names]
+        self._copies.extend(copies)
+        self._asked[number] = copies
+        while len(self._asked) > _ASKED_SHOWN:
+            del self._asked[min(self._asked)]
+        self._wake()
+
+    def asked(self) -> list[dict[str, Any]]:
+        """For people: what was asked for, oldest first."""
+        return [
+            {
+                "number": number,
+                "tables": [copy.name for copy in copies],
+                "rows": sum(copy.rows for copy in copies),
+                "estimated_rows": sum(copy.rows if copy.is_done else max(copy.estimate, copy.rows) for copy in copies),
+                "is_done": all(copy.is_done for copy in copies),
+            }
+            for number, copies in sorted(self._asked.items())
+        ]
+
+    def delivered(self, place: BinlogPlace) -> None:
+        """What stands before this place of this server is in the log."""
+        self._delivered = place
+
+    def go_on(self, gtids: Gtids) -> None:
+        """Open the window of the next chunk and begin to read it; everything delivered so far was shown to ``see``.
+
+        gtids: of everything delivered so far.
+        """
         copy = self.current
-        if copy is None or self._task is not None or time.monotonic() < self._rests_until:
+        if copy is None:
+            self._rest()
             return
+        if self._task is not None or self._parts is not None or time.monotonic() < self._rests_until:
+            return
+        if not self._began:
+            self._began = time.monotonic()
+            self._rows_at_begin = sum(each.rows for each in self._copies)
         self._noted, self._count = [], 0
+        self._before = (self._delivered, gtids)
         self._task = asyncio.create_task(self._read(copy))
         self._task.add_done_callback(self._was_read)
 
-    def _was_read(self, task: asyncio.Task[_Chunk | None]) -> None:
+    def _rest(self) -> None:
+        """Nothing is left. What a person asked for is over; of the first copy the tables stay known."""
+        self._began = 0.0
+        if any(copy.number for copy in self._copies):
+            self._copies[:] = [copy for copy in self._copies if copy.number == 0]
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection._force_close()
+
+    def _was_read(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
             task.exception()  # looked at: it is told when the result is asked for
         self._wake()
 
     def see(self, transactions: Sequence[BinlogTransaction]) -> None:
         """Take note of what the stream delivers, before ``finish``."""
+        if transactions:
+            self._delivered = transactions[-1].place
         copy = self.current
         if copy is None:
             return
@@ -143,6 +244,9 @@ class MySQLCopier:
                 if change.table.table == copy.table and change.table.schema == copy.schema
             ]
             if not changes:
+                continue
+            if self._whole is not None:
+                self._whole.note(transaction.place, changes)
                 continue
             self._count += len(changes)
             if self._count <= _NOTED_CHANGES:
@@ -161,15 +265,35 @@ class MySQLCopier:
                 copy.again.append(tuple([key_text(value) for value in key]))
 
     async def finish(self, passed: BinlogPlace) -> tuple[list[Change], int]:
-        """The rows of a chunk that the stream has passed, and their time; nothing while there is none. Raises PyMySQL's errors."""
+        """The rows of a chunk that the stream has passed, and their time; nothing while there is none.
+
+        Of a table that is read whole the rows come by ``next_part``. Raises PyMySQL's errors, SourceRefused, and OSError (of the folder).
+        """
         task, copy = self._task, self.current
         if task is None or not task.done() or copy is None:
             return [], 0
-        chunk = task.result()
-        if chunk is None:  # the table is gone, or has another key now
-            self._task = None
+        try:
+            chunk = task.result()
+        except TableBusy:
+            self._say(f"the copy of {copy.name} waits for an open transaction that wrote to it")
+            self._again(_BUSY_RETRY_S)
             return [], 0
+        if chunk is None:  # the table is gone, or has another key now
+            self._again(0.0 if copy.is_done else _RETRY_S)
+            return [], 0
+        assert chunk.place is not None
         if order_of(passed) < order_of(chunk.place):
+            return [], 0
+        self._say("")
+        if isinstance(chunk, WholeTable):
+            if chunk.is_spoiled or (self._is_mariadb and self._is_early(chunk.place, None)):
+                self._again(_RETRY_S)
+            else:
+                self._task = None
+                self._parts, self._is_first_part = chunk.parts(), True
+            return [], 0
+        if self._is_early(chunk.place, chunk.visible):
+            self._again(_RETRY_S)
             return [], 0
         self._task = None
         lacking = [noted for noted in self._noted if chunk.may_lack(noted)]
@@ -180,12 +304,10 @@ class MySQLCopier:
             or any(shape(change.table) != shape(chunk.table.schema) for change in unseen)
             or any(change.after is not None and UNCHANGED in change.after for change in in_doubt)
         ):
-            self._rests_until = time.monotonic() + _RETRY_S
-            asyncio.get_running_loop().call_later(_RETRY_S, self._wake)
+            self._again(_RETRY_S)
             return [], 0
         rows = rows_by_key(chunk.rows, chunk.table.schema.key, unseen) if unseen else chunk.rows
-        changes = self._changes(chunk, rows, copy)
-        copy.rows += len(rows)
+        changes = self._changes(chunk.table.schema, chunk.place, chunk.time_us, rows, copy)
         if copy.is_read:
             copy.again = copy.again[chunk.again_count :]
         else:
@@ -193,15 +315,69 @@ class MySQLCopier:
         copy.is_done = copy.is_read and not copy.again
         return changes, chunk.time_us
 
-    def _changes(self, chunk: _Chunk, rows: list[Row], copy: TableCopy) -> list[Change]:
-        table, news = versioned(self._versions, chunk.table.schema)
-        position, identifier = f"{chunk.place}:", f"{self._id_prefix}s-{table.oid:x}-"
+    def _is_early(self, place: BinlogPlace, visible: MySQLGtidSet | None) -> bool:
+        """Something that was delivered before the window opened may not be in the rows."""
+        delivered, gtids = self._before
+        if visible is None:
+            return delivered is not None and order_of(delivered) > order_of(place)
+        return isinstance(gtids, MySQLGtidSet) and not gtids <= visible
+
+    def _again(self, pause_s: float) -> None:
+        """Forget what was read, and begin at where the log is after a pause."""
+        self._task = None
+        self._close_whole()
+        if pause_s:
+            self._rests_until = time.monotonic() + pause_s
+            asyncio.get_running_loop().call_later(pause_s, self._wake)
+
+    def next_part(self) -> tuple[list[Change], int, bool]:
+        """Some rows of a table that was read whole, their time, and whether they are its last. Raises OSError."""
+        whole, parts, copy = self._whole, self._parts, self.current
+        assert whole is not None
+        assert whole.place is not None
+        assert parts is not None
+        assert copy is not None
+        rows, is_last = next(parts)
+        changes = self._changes(
+            whole.table.schema, whole.place, whole.time_us, rows, copy, is_reset=self._is_first_part, is_last=is_last
+        )
+        time_us, self._is_first_part = whole.time_us, False
+        if is_last:
+            copy.is_read = copy.is_done = True
+            self._close_whole()
+        return changes, time_us, is_last
+
+    def _close_whole(self) -> None:
+        whole, self._whole, self._parts = self._whole, None, None
+        if whole is not None:
+            whole.close()
+
+    def _changes(
+        self,
+        schema: TableSchema,
+        place: BinlogPlace,
+        time_us: int,
+        rows: list[Row],
+        copy: TableCopy,
+        *,
+        is_reset: bool = False,
+        is_last: bool = True,
+    ) -> list[Change]:
+        """Copied rows as changes, counted in ``copy.rows``. is_reset: the table is emptied first."""
+        table, news = versioned(self._versions, schema)
+        position, identifier = f"{place}:", f"{self._id_prefix}s{copy.number or ''}-{table.oid:x}-"
+        first = copy.rows
         changes: list[Change] = []
         if news is not None:
             changes += schema_changes(
-                news, position=f"{position}0", identifier=f"{identifier}{copy.rows}", xid=0, time_us=chunk.time_us
+                news, position=f"{position}0", identifier=f"{identifier}{first}", xid=0, time_us=time_us
             )
-        last = len(rows) - 1
+        if is_reset:
+            is_empty = is_last and not rows
+            changes.append(
+                Change(table, "truncate", None, None, f"{position}0", f"{identifier}{first}e", 0, 0, is_empty, time_us)
+            )
+        last = len(rows) - 1 if is_last else -1
         changes += [
             Change(
                 table,
@@ -209,21 +385,22 @@ class MySQLCopier:
                 None,
                 row,
                 f"{position}{index}",
-                f"{identifier}{copy.rows + index}",
+                f"{identifier}{first + index}",
                 0,
                 index,
                 index == last,
-                chunk.time_us,
+                time_us,
             )
             for index, row in enumerate(rows)
         ]
+        copy.rows += len(rows)
         return changes
 
-    async def _read(self, copy: TableCopy) -> _Chunk | None:
+    async def _read(self, copy: TableCopy) -> _Chunk | WholeTable | None:
         if not self._collations:
             self._collations = await read_collations(self._server.query)
         table = await read_table(self._server.query, copy.schema, copy.table, self._collations)
-        if table is None or not table.key:
+        if table is None:
             copy.is_done = True
             return None
         names = {column.name: column.type_oid for column in table.schema.columns}
@@ -231,27 +408,63 @@ class MySQLCopier:
         if copy.key != key:
             # Under another order of the keys "behind the last one" means other rows.
             copy.after, copy.is_read, copy.again, copy.key = (), False, [], key
-        self._selecting = asyncio.get_running_loop().run_in_executor(None, self._select, table, copy)
-        chunk = await asyncio.shield(self._selecting)
+        try:
+            read = await self._read_chunk(table, copy) if table.key else await self._read_whole(table)
+        except pymysql.err.MySQLError as error:
+            if error.args and error.args[0] in _CHANGED:
+                return None
+            raise
         after = await read_table(self._server.query, copy.schema, copy.table, self._collations)
-        return chunk if after is not None and after.schema == table.schema else None
+        return read if after is not None and after.schema == table.schema else None
+
+    async def _read_chunk(self, table: CopiedTable, copy: TableCopy) -> _Chunk:
+        self._selecting = asyncio.get_running_loop().run_in_executor(None, self._select, table, copy)
+        chunk: _Chunk = await asyncio.shield(self._selecting)
+        return chunk
+
+    async def _read_whole(self, table: CopiedTable) -> WholeTable:
+        if not table.is_transactional:
+            raise SourceRefused(
+                f"{table.schema.name} has no key that its rows can be read by, and its engine {table.engine} shows no moment of it",
+                source=self._source,
+                advice=f"alter table {table.schema.name} engine = InnoDB; or give it a primary key, or put it under "
+                f"sources.{self._source}.exclude",
+            )
+        whole = self._whole = WholeTable(table, self._folder)
+        for noted in self._noted:
+            whole.note(noted.place, noted.changes)
+        if self._count > _NOTED_CHANGES:
+            raise TableBusy(table.schema.name)
+        self._selecting = asyncio.get_running_loop().run_in_executor(None, self._select_whole, whole)
+        await asyncio.shield(self._selecting)
+        return whole
+
+    def _select_whole(self, whole: WholeTable) -> None:
+        if self._connection is None or not self._connection.open:
+            self._connection = self._server.raw_connection()
+        locker = None if self._is_mariadb else self._server.raw_connection
+        whole.read(self._connection, locker, _exact_place if self._is_mariadb else _end_of_binlog, source=self._source)
 
     def _select(self, table: CopiedTable, copy: TableCopy) -> _Chunk:
-        if self._connection is None:
+        if self._connection is None or not self._connection.open:
             self._connection = self._server.raw_connection()
         again = copy.again[:CHUNK_ROWS] if copy.is_read else []
         key = ", ".join("`" + name.replace("`", "``") + "`" for name in table.key)
         places = ", ".join(table.key_places)
-        where, arguments = "", []
+        # PyMySQL's placeholders; a name or a person's condition may hold a percent sign of its own.
+        conditions = [f"({copy.where})".replace("%", "%%")] if copy.where else []
+        of_key, arguments = key.replace("%", "%%"), list[str]()
         if again:
-            where = f" where ({key}) in ({', '.join([f'({places})'] * len(again))})"
+            conditions.append(f"({of_key}) in ({', '.join([f'({places})'] * len(again))})")
             arguments = [text for keys in again for text in keys]
         elif copy.after:
-            where, arguments = f" where ({key}) > ({places})", list(copy.after)
-        name = "`" + copy.schema.replace("`", "``") + "`.`" + copy.table.replace("`", "``") + "`"
+            conditions.append(f"({of_key}) > ({places})")
+            arguments = list(copy.after)
+        where = f" where {' and '.join(conditions)}" if conditions else ""
         asked = ", ".join([*table.expressions, *table.key_expressions])
-        # PyMySQL formats only where there are arguments; a name may hold a percent sign.
-        select = f"select {asked} from {name}".replace("%", "%%") + f"{where} order by " + key.replace("%", "%%")
+        name = quoted_name(copy.schema, copy.table)
+        select = f"select {asked} from {name}".replace("%", "%%") + f"{where} order by {of_key}"
+        limit = len(again) or min(CHUNK_ROWS, max(1, int(CHUNK_BYTES / self._row_bytes)))
         width = len(table.expressions)
         with self._connection.cursor() as cursor:
             visible: MySQLGtidSet | None = None
@@ -262,17 +475,19 @@ class MySQLCopier:
             cursor.execute("start transaction with consistent snapshot, read only")
             try:
                 place = _exact_place(cursor) if visible is None else _end_of_binlog(cursor)
-                cursor.execute(f"{select} limit %s", (*arguments, CHUNK_ROWS))
+                cursor.execute(f"{select} limit %s", (*arguments, limit))
                 found = cursor.fetchall()
             finally:
                 cursor.execute("rollback")
+        if found:
+            self._row_bytes = max(1.0, sum(len(text) for texts in found for text in texts if text) / len(found))
         rows = [table.row(texts[:width]) for texts in found]
         after = tuple(text.decode() for text in found[-1][width:]) if found and not again else copy.after
         return _Chunk(
             table,
             rows,
             after,
-            len(found) < CHUNK_ROWS,
+            len(found) < limit,
             place,
             int(time.time() * 1_000_000),
             len(again),
@@ -283,14 +498,18 @@ class MySQLCopier:
         copy = self.current
         if copy is None:
             return None
+        rows = sum(each.rows for each in self._copies)
+        estimated = sum(each.rows if each.is_done else max(each.estimate, each.rows) for each in self._copies)
+        took_s = time.monotonic() - self._began if self._began else 0.0
+        rate = (rows - self._rows_at_begin) / took_s if took_s > 1 else None
         return {
-            "table": f"{copy.schema}.{copy.table}",
+            "table": copy.name,
             "tables_done": sum(each.is_done for each in self._copies),
             "tables": len(self._copies),
-            "rows": sum(each.rows for each in self._copies),
-            "estimated_rows": sum(
-                each.rows if each.is_done else max(each.estimate, each.rows) for each in self._copies
-            ),
+            "rows": rows,
+            "estimated_rows": estimated,
+            "rows_per_s": None if rate is None else round(rate),
+            "left_s": None if not rate else round(max(0, estimated - rows) / rate),
         }
 
     async def close(self) -> None:
@@ -306,6 +525,7 @@ class MySQLCopier:
                 self._selecting.exception()
         if connection is not None:
             connection._force_close()
+        self._close_whole()
 
 
 def _exact_place(cursor: Any) -> BinlogPlace:

@@ -17,6 +17,7 @@ import pymysql
 from headrace.cdc.decode import tablemap as t
 from headrace.cdc.decode.mysqlcharset import codec_of
 from headrace.cdc.decode.mysqlvalue import shortest_float
+from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import UNDECODABLE, Absent, Column, Row, TableSchema, Value
 
 _Convert: TypeAlias = Callable[[bytes], "Value | Absent"]
@@ -50,11 +51,17 @@ select column_name from information_schema.statistics
 """
 
 
+_ENGINE = """
+select t.engine, e.transactions from information_schema.tables t left join information_schema.engines e on e.engine = t.engine
+ where t.table_schema = %s and t.table_name = %s
+"""
+
+
 class CopiedTable(msgspec.Struct):
     """One table. key: names in the order of the primary key; empty where rows can't be read in its order.
 
     expressions: what a SELECT asks for, a column each. key_expressions, key_places: the same of the key's columns as text, and how that text
-    stands in a condition.
+    stands in a condition. is_transactional: its engine shows a transaction one moment of it.
     """
 
     schema: TableSchema
@@ -63,6 +70,8 @@ class CopiedTable(msgspec.Struct):
     convert: list[_Convert]
     key_expressions: list[str]
     key_places: list[str]
+    engine: str = ""
+    is_transactional: bool = True
 
     def row(self, texts: Sequence[bytes | None]) -> Row:
         """The values of a row of the server's text protocol."""
@@ -74,7 +83,7 @@ class CopiedTable(msgspec.Struct):
 async def read_table(
     query: Callable[..., Any], schema: str, table: str, collations: dict[str, int]
 ) -> CopiedTable | None:
-    """The table as it is; None when it is gone, or has columns of a type that isn't known here."""
+    """The table as it is; None when it is gone. Raises SourceRefused for a column of a type that isn't known here."""
     rows = await query(_COLUMNS, schema, table)
     if not rows:
         return None
@@ -85,7 +94,11 @@ async def read_table(
     for name, data_type, column_type, _, collation in rows:
         kind = _TYPES.get(str(data_type))
         if kind is None:
-            return None
+            raise SourceRefused(
+                f"{schema}.{table} has the column {name} of the type {data_type}, whose rows headrace can't read",
+                source="",
+                advice="put the table under the source's exclude",
+            )
         number = collations.get(str(collation), 63) if collation is not None else 63
         is_compressed = "compressed" in str(column_type).lower()
         if is_compressed:
@@ -96,16 +109,17 @@ async def read_table(
         expression, convert = _reading(str(data_type), quoted, codec_of(number))
         expressions.append(expression)
         converts.append(convert)
+    engine, transactions = (await query(_ENGINE, schema, table) or [("", "")])[0]
     names = [column.name for column in columns]
     in_order = {
         str(name): _key_reading(str(data_type), str(name), str(charset)) for name, data_type, _, charset, *_ in rows
     }
     readings = [in_order[name] for name in key]
     usable = [reading for reading in readings if reading is not None]
+    places = tuple(sorted(names.index(name) for name in key))
     if len(usable) < len(key):
         key, usable = (), []
     oid = int.from_bytes(blake2b(f"{schema}.{table}".encode(), digest_size=6).digest(), "big")
-    places = tuple(sorted(names.index(name) for name in key))
     return CopiedTable(
         TableSchema(schema, table, tuple(columns), places, "d", oid),
         key,
@@ -113,7 +127,13 @@ async def read_table(
         converts,
         [expression for expression, _ in usable],
         [place for _, place in usable],
+        str(engine),
+        transactions == "YES",
     )
+
+
+def quoted_name(schema: str, table: str) -> str:
+    return ".".join("`" + name.replace("`", "``") + "`" for name in (schema, table))
 
 
 def _key_reading(data_type: str, name: str, charset: str) -> tuple[str, str] | None:
@@ -187,4 +207,4 @@ def _float(text: bytes) -> Value:
     return shortest_float(struct.pack("<f", float(text)))
 
 
-__all__ = ["CopiedTable", "read_collations", "read_table"]
+__all__ = ["CopiedTable", "quoted_name", "read_collations", "read_table"]

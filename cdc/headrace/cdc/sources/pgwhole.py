@@ -2,17 +2,13 @@
 
 Without a key there are no chunks to go on from, and rows can only be told apart by all their values. So the table is read in one
 SELECT into a file, however large it is; what the stream does meanwhile that the SELECT doesn't see (rules 1 to 4 of pgsnapshot.py) is
-kept beside it: new rows in the same file, the old images of rows that went in memory. When the stream has passed the high mark the rows
-are given out a part at a time, and become part of the log all at once.
+kept beside it (wholerows.py). When the stream has passed the high mark the rows are given out a part at a time, and become part of the
+log all at once.
 """
 
 from __future__ import annotations
 
-import pickle
-import struct
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -22,13 +18,11 @@ from headrace.cdc.decode.copytext import copy_rows
 from headrace.cdc.decode.tableversion import shape
 from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.event import Change, Row, TableSchema
+from headrace.cdc.sources import wholerows
 from headrace.cdc.sources.pgsnapshot import condition, read_rows, select_rows, table_kinds
 from headrace.cdc.sources.pgvisibility import Visibility
 from headrace.cdc.sources.pgwindow import NOTED_CHANGES
-
-_LENGTH = struct.Struct(">I")
-_PART_ROWS = 5000
-_BLOCK_ROWS = 500
+from headrace.cdc.sources.wholerows import LineFile, RowsSince
 
 
 class WholeTable:
@@ -44,11 +38,8 @@ class WholeTable:
         self.high_lsn = 0
         self.time_us = 0
         self.visibility: Visibility | None = None
-        self._rows = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # lives as long as the copy
-        self._added = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self._block: list[Row] = []
-        self._gone: Counter[Row] = Counter()
-        self._is_emptied = False
+        self._rows = LineFile(folder)
+        self._since = RowsSince(folder)
         self._early: list[tuple[Transaction, list[Change]]] = []
         self._is_spoiled = False
 
@@ -68,25 +59,8 @@ class WholeTable:
             self._is_spoiled = True
             return
         for change in changes:
-            if change.op == "truncate":
-                self._is_emptied = True
-                self._gone.clear()
-                self._block = []
-                self._added.seek(0)
-                self._added.truncate()
-                continue
-            if change.before is not None:
-                self._gone[change.before] += 1
-            if change.after is not None:
-                self._block.append(change.after)
-                if len(self._block) >= _BLOCK_ROWS:
-                    self._flush()
-        self._is_spoiled = len(self._gone) > NOTED_CHANGES
-
-    def _flush(self) -> None:
-        data = pickle.dumps(self._block, 5)
-        self._added.write(_LENGTH.pack(len(data)) + data)
-        self._block = []
+            self._since.note(change)
+        self._is_spoiled = self._since.gone_count > NOTED_CHANGES
 
     def _know(self, visibility: Visibility) -> None:
         self.visibility = visibility
@@ -108,7 +82,6 @@ class WholeTable:
 
         def take(lines: list[bytes]) -> bool:
             for line in lines:
-                write(_LENGTH.pack(len(line)))
                 write(line)
             return True
 
@@ -127,55 +100,25 @@ class WholeTable:
 
     def parts(self) -> Iterator[tuple[list[Row], bool]]:
         """The rows at the high mark, and with the last of them True; an empty table gives one empty part."""
-        held: list[Row] = []
-        for rows in self._blocks():
-            kept = self._without_gone(rows)
-            if held and len(held) + len(kept) > _PART_ROWS:
-                yield held, False
-                held = []
-            held += kept
-        yield held, True
+        return self._since.parts(self._blocks())
 
     def _blocks(self) -> Iterator[list[Row]]:
         assert self.table is not None
         kinds = table_kinds(self.table)
-        if not self._is_emptied:
-            lines: list[bytes] = []
-            size = 0
-            for line in _records(self._rows.seek, self._rows.read):
-                lines.append(line)
-                size += len(line)
-                if len(lines) >= _BLOCK_ROWS or size > 1 << 20:
-                    yield copy_rows(lines, kinds)
-                    lines, size = [], 0
-            yield copy_rows(lines, kinds)
-        for data in _records(self._added.seek, self._added.read):
-            yield pickle.loads(data)  # noqa: S301  # our own, from a file that nobody else can open
-        yield self._block
-
-    def _without_gone(self, rows: list[Row]) -> list[Row]:
-        if not self._gone:
-            return rows
-        kept: list[Row] = []
-        for row in rows:
-            if self._gone.get(row, 0) > 0:  # equal rows are the same row
-                self._gone[row] -= 1
-                if self._gone[row] == 0:
-                    del self._gone[row]
-            else:
-                kept.append(row)
-        return kept
+        lines: list[bytes] = []
+        size = 0
+        for line in self._rows.lines():
+            lines.append(line)
+            size += len(line)
+            if len(lines) >= wholerows.BLOCK_ROWS or size > 1 << 20:
+                yield copy_rows(lines, kinds)
+                lines, size = [], 0
+        yield copy_rows(lines, kinds)
 
     def close(self) -> None:
         """Let go of the files; closing twice is fine."""
         self._rows.close()
-        self._added.close()
-
-
-def _records(seek: Callable[[int], int], read: Callable[[int], bytes]) -> Iterator[bytes]:
-    seek(0)
-    while head := read(_LENGTH.size):
-        yield read(_LENGTH.unpack(head)[0])
+        self._since.close()
 
 
 __all__ = ["WholeTable"]
