@@ -9,7 +9,7 @@ import msgspec
 
 from headrace.cdc.command import Command
 from headrace.cdc.config import json_schema
-from headrace.cdc.decode.pgtypes import types_page
+from headrace.cdc.decode import mysqltypes, pgtypes
 from headrace.cdc.reference import configuration_page
 
 
@@ -23,7 +23,7 @@ def _run(arguments: Namespace) -> int:
     if arguments.markdown:
         sys.stdout.write(configuration_page())
     elif arguments.types:
-        sys.stdout.write(types_page())
+        sys.stdout.write(pgtypes.types_page() + mysqltypes.types_page())
     else:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(json_schema()), indent=2).decode() + "\n")
     return 0

@@ -108,6 +108,11 @@ def codec_of(collation: int) -> str:
     return "" if collation == BINARY else _CODECS.get(charset_name(collation), "?")
 
 
+def unreadable_charsets() -> list[str]:
+    """The server's names of those without a codec."""
+    return sorted(name for name in _RUNS if name != "binary" and name not in _CODECS)
+
+
 def text_of(data: bytes, codec: str) -> str | Absent:
     """The text, or UNDECODABLE. codec: of ``codec_of``, not ""."""
     if codec == "cp1252":
@@ -128,4 +133,4 @@ def _latin1(data: bytes) -> str:
         )
 
 
-__all__ = ["BINARY", "charset_name", "codec_of", "text_of"]
+__all__ = ["BINARY", "charset_name", "codec_of", "text_of", "unreadable_charsets"]

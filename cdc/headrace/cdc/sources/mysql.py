@@ -21,7 +21,7 @@ import msgspec
 import pymysql
 
 from headrace.cdc.config import EventConfig
-from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace, BinlogTransaction, Undone
+from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace, BinlogTransaction, Undone, order_of
 from headrace.cdc.decode.binlogplace import Prepared
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.tableversion import TableVersion, changes_of
@@ -33,6 +33,8 @@ from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments, safe_name, server_error
 from headrace.cdc.sources.mysqlasked import asked_names, hold_condition
 from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
+from headrace.cdc.sources.mysqlmonitor import BinlogFiles
+from headrace.cdc.sources.mysqlpreflight import findings, without_key
 from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
 from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name, read_collations, read_table
 from headrace.cdc.sources.preflight import Finding, raise_for
@@ -90,12 +92,13 @@ class MySQLSource:
         self._replay: PreparedRows | None = None
         self._frames: deque[bytes] = deque()  # read, and not decoded yet
         self._ready: deque[ChangeBatch] = deque()
-        self._durable: tuple[str, int] = ("", 0)
+        self._durable = ("", BinlogPlace("", 0), 0)
+        self._files = BinlogFiles()
         self._server_end = BinlogPlace("", 0)
         self._last_emit = 0.0
         self._asked_at = 0.0
         self._has_copied = False
-        self._asking: asyncio.Task[BinlogPlace] | None = None
+        self._asking: asyncio.Task[tuple[BinlogPlace, BinlogFiles]] | None = None
 
     @property
     def name(self) -> str:
@@ -118,7 +121,7 @@ class MySQLSource:
         server = self._server = MySQLServer(self._arguments)
         await server.open()
         facts = await server.facts()
-        raise_for(self._findings(facts, await self._uncopied(server, facts)), source=self._name)
+        raise_for(await self._found(server, facts), source=self._name)
         if not await server.lock(f"headrace.{self._name}"):
             raise SourceRefused(
                 f'another reader of source "{self._name}" holds its lock at {safe_name(self._config.dsn)}',
@@ -238,57 +241,32 @@ class MySQLSource:
         try:
             await server.open()
             facts = await server.facts()
-            return self._findings(facts, await self._uncopied(server, facts))
+            return await self._found(server, facts)
         except pymysql.err.MySQLError as error:
             raise server_error(error, config=self._config, source=self._name) from error
         finally:
             await server.close()
 
-    async def _uncopied(self, server: MySQLServer, facts: ServerFacts) -> list[Finding]:
-        """What is to be said of the tables that are to be copied."""
-        if self._config.snapshot == "never":
-            return []
+    async def _found(self, server: MySQLServer, facts: ServerFacts) -> list[Finding]:
+        """All that is to be said of the server and its tables."""
         collations = await read_collations(server.query)
-        found: list[Finding] = []
+        tables: list[CopiedTable] = []
+        refused: list[Finding] = []
         for name in facts.tables:
-            if self._wants(*split_name(name)):
-                try:
-                    table = await read_table(server.query, *split_name(name), collations)
-                except SourceRefused as error:
-                    found.append(Finding("no-copy", "error", name, error.message, error.advice))
-                    continue
-                if table is not None and not table.key:
-                    found.append(_without_key(table, source=self._name))
-        return found
-
-    def _findings(self, facts: ServerFacts, uncopied: list[Finding]) -> list[Finding]:
-        found = facts.findings()
-        if self._config.snapshot == "initial" and not facts.is_mariadb and not facts.has_gtids:
-            found.append(
-                Finding(
-                    "no-copy",
-                    "error",
-                    f"sources.{self._name}.snapshot",
-                    "existing rows can't be copied without transaction ids: nothing else says what a SELECT has seen",
-                    "set global gtid_mode = ON, step by step, as the server's manual says; or snapshot: never, for changes from now on",
-                )
-            )
-        found += uncopied
-        unmatched = [
-            pattern for pattern in self._config.tables if not any(fnmatchcase(name, pattern) for name in facts.tables)
-        ]
-        found += [
-            Finding(
-                "no-such-table",
-                "warning",
-                f"sources.{self._name}.tables",
-                f'"{pattern}" matches no table that the user can see',
-                "correct the name; or grant select on it, which isn't needed for the binlog itself",
-            )
-            for pattern in unmatched
-        ]
-        order = {"error": 0, "warning": 1, "info": 2}
-        return sorted(found, key=lambda finding: order[finding.severity])
+            if not self._wants(*split_name(name)):
+                continue
+            try:
+                table = await read_table(server.query, *split_name(name), collations)
+            except SourceRefused as error:
+                refused.append(Finding("no-copy", "error", name, error.message, error.advice))
+                continue
+            if table is None:
+                continue
+            tables.append(table)
+            if self._config.snapshot == "initial" and not await server.may_read(*split_name(name)):
+                cure = f"grant select on {quoted_name(*split_name(name))} to {facts.user};"
+                refused.append(Finding("rights", "error", name, "can't be copied: the user may not read it", cure))
+        return findings(facts, self._config, source=self._name, tables=tables, refused=refused, events=self._events)
 
     # the stream
 
@@ -442,24 +420,30 @@ class MySQLSource:
         """Where the server's binlog ends, now and then: for the lag that people see."""
         if self._asking is not None and self._asking.done():
             asking, self._asking = self._asking, None
-            self._server_end = asking.result()
+            self._server_end, self._files = asking.result()
         if self._asking is None and now - self._asked_at > _ASK_EVERY_S and self._server is not None:
             self._asked_at = now
-            self._asking = asyncio.create_task(self._server.end())
+            self._asking = asyncio.create_task(self._ask(self._server))
             # Looked at, should the source stop before the answer is.
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    @staticmethod
+    async def _ask(server: MySQLServer) -> tuple[BinlogPlace, BinlogFiles]:
+        return await server.end(), await server.files()
 
     def _batch(self, changes: list[Change], time_us: int, *, is_heartbeat: bool = False) -> ChangeBatch:
         state = self._state
         assert state is not None
         self._last_emit = time.monotonic()
         position = state.gtids or f"{state.file}:{state.pos}"
-        return ChangeBatch(
-            changes, msgspec.msgpack.encode(state), (state.file, state.pos), time_us, position, is_heartbeat
-        )
+        place = BinlogPlace(state.file, state.pos)
+        if self._decoder is not None and order_of(self._decoder.passed) > order_of(place):
+            place = self._decoder.passed  # what is behind the last transaction is none
+        mark = (position, place, time_us)
+        return ChangeBatch(changes, msgspec.msgpack.encode(state), mark, time_us, position, is_heartbeat)
 
     def durable(self, mark: Any) -> None:
-        self._durable = max(self._durable, mark)
+        self._durable = mark
 
     async def snapshot(self, tables: Sequence[str], where: str) -> Asked:
         copier, server, state = self._copier, self._server, self._state
@@ -487,55 +471,29 @@ class MySQLSource:
         if table is None:
             return  # gone since
         if not table.key:
-            finding = _without_key(table, source=self._name)
+            finding = without_key(table, source=self._name)
             if finding.severity == "error":
                 raise RequestRefused(f"{finding.object} {finding.message}", advice=finding.cure)
         if where:
             await hold_condition(server, table, where)
 
     def status(self) -> SourceStatus:
-        state = self._state
         copying = None if self._copier is None else self._copier.progress()
         running = "streaming" if self._copier is None or self._copier.is_initial_done else "snapshot"
         phase = running if self._is_running else "stopped" if self._reason == "stopped" else "connecting"
-        file, pos = self._durable
-        lag = max(0, self._server_end.pos - pos) if file == self._server_end.file and file else None
+        position, place, time_us = self._durable
+        lag_bytes = self._files.lag_bytes(place, self._server_end)
         return SourceStatus(
             phase,
             self._reason,
-            (state.gtids or f"{file}:{pos}") if state is not None and file else "",
-            lag_bytes=lag,
+            position,
+            lag_bytes=lag_bytes,
+            lag_s=None if not time_us else 0.0 if not lag_bytes else max(0.0, time.time() - time_us / 1e6),
+            retained_bytes=self._files.total_bytes,
+            warnings=self._files.warnings(place, self._server_end),
             snapshot=copying,
             asked=[] if self._copier is None else self._copier.asked(),
         )
-
-
-def _without_key(table: CopiedTable, *, source: str) -> Finding:
-    name, cure = table.schema.name, f"alter table {quoted_name(table.schema.schema, table.schema.table)}"
-    if not table.is_transactional:
-        return Finding(
-            "no-key",
-            "error",
-            name,
-            f"can't be copied: it has no primary key, or one of an ENUM, SET, BIT or floating type, and its engine {table.engine} "
-            "shows no moment of it",
-            f"{cure} engine = InnoDB; or add primary key (...); or put it under sources.{source}.exclude, or set snapshot: never",
-        )
-    if table.schema.key:
-        return Finding(
-            "no-key",
-            "info",
-            name,
-            "has a primary key of an ENUM, SET, BIT or floating type: its copy is one read, which starts over when it is cut short",
-            f"{cure} add primary key (...); of another type, where the table is large",
-        )
-    return Finding(
-        "no-key",
-        "warning",
-        name,
-        "has no primary key: its copy is one read, which starts over when it is cut short, and its events have no row key",
-        f"{cure} add primary key (...);",
-    )
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -13,21 +13,24 @@ from pymysql.converters import conversions
 
 from headrace.cdc.decode.binlog import BinlogPlace
 from headrace.cdc.decode.gtid import MySQLGtidSet
-from headrace.cdc.sources.preflight import Finding
+from headrace.cdc.sources.mysqlmonitor import BinlogFiles
 
 _VARIABLES = (
     "version", "log_bin", "binlog_format", "binlog_row_image", "binlog_row_metadata", "gtid_mode", "server_id", "server_uuid",
     "gtid_domain_id", "gtid_binlog_pos", "gtid_executed", "gtid_purged", "log_slave_updates", "log_replica_updates",
-    "expire_logs_days", "binlog_expire_logs_seconds", "binlog_row_value_options",
+    "expire_logs_days", "binlog_expire_logs_seconds", "binlog_row_value_options", "innodb_native_foreign_keys",
 )  # fmt: skip
-_SHORTEST_RETENTION_S = 86_400
+
+_NOT_ALLOWED = (1044, 1142, 1143, 1227)
+_LOST = (2006, 2013)
 
 
 class ServerFacts(msgspec.Struct):
     """One reading. variables: those that there are. end: where the binlog ends. tables: ``schema.table`` of what the user can see;
     rows: the server's own guess of how many each has.
 
-    is_replica: it applies another server's changes. cascades: tables that a foreign key changes below the binlog.
+    is_replica: it applies another server's changes. cascades: tables that a foreign key changes. user: quoted, as grants name it; grants: of it,
+    as the server writes them. replicas: server ids and hosts that are registered. filters: the only schemas in the binlog, and those left out.
     """
 
     variables: dict[str, str]
@@ -36,6 +39,10 @@ class ServerFacts(msgspec.Struct):
     is_replica: bool
     cascades: list[str]
     rows: dict[str, int] = {}
+    user: str = ""
+    grants: list[str] = []
+    replicas: list[tuple[int, str]] = []
+    filters: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def is_mariadb(self) -> bool:
@@ -61,85 +68,9 @@ class ServerFacts(msgspec.Struct):
             f"{self.variables.get('gtid_domain_id', '')}-{self.variables.get('server_id', '')}"
         )
 
-    def findings(self) -> list[Finding]:
-        """What would go wrong, with the statements that mend it."""
-        found: list[Finding] = []
-        says = self.variables.get
 
-        def add(code: str, severity: Any, about: str, message: str, cure: str) -> None:
-            found.append(Finding(code, severity, about, message, cure))
-
-        if says("log_bin") not in ("ON", "1"):
-            add("log-bin", "error", "log_bin", "is off: there is no binlog to read", "start the server with --log-bin")
-        if says("binlog_format") != "ROW":
-            add(
-                "binlog-format",
-                "error",
-                "binlog_format",
-                f"is {says('binlog_format')}: rows come as statements, or some of them do",
-                "set global binlog_format = 'ROW'; (sessions that are open keep theirs)",
-            )
-        if says("binlog_row_metadata") != "FULL":
-            add(
-                "row-metadata",
-                "error",
-                "binlog_row_metadata",
-                f"is {says('binlog_row_metadata') or 'missing'}: the binlog doesn't say what columns are called",
-                "set global binlog_row_metadata = 'FULL'; and in the server's file",
-            )
-        if says("binlog_row_image") not in (None, "FULL"):
-            add(
-                "row-image",
-                "info",
-                "binlog_row_image",
-                f"is {says('binlog_row_image')}: what a statement leaves alone isn't in the binlog, and is listed as unchanged",
-                "set global binlog_row_image = 'FULL'; where consumers must see whole rows",
-            )
-        if says("binlog_row_value_options"):
-            add(
-                "partial-json",
-                "error",
-                "binlog_row_value_options",
-                "is PARTIAL_JSON: updates of JSON columns hold only differences",
-                "set global binlog_row_value_options = '';",
-            )
-        if not self.has_gtids:
-            add(
-                "gtid",
-                "warning",
-                "gtid_mode" if not self.is_mariadb else "gtid_binlog_pos",
-                "has no transaction ids: after a failover the source can't go on at another server",
-                "set global gtid_mode = ON, step by step, as the server's manual says"
-                if not self.is_mariadb
-                else "nothing: the first transaction brings one",
-            )
-        updates = says("log_replica_updates") or says("log_slave_updates")
-        if self.is_replica and updates not in ("ON", "1"):
-            add(
-                "replica-updates",
-                "error",
-                "log_replica_updates" if not self.is_mariadb else "log_slave_updates",
-                "is off: this replica's binlog lacks what comes from its primary",
-                "set it in the server's file and restart, or point the DSN at the primary",
-            )
-        kept_s = int(says("binlog_expire_logs_seconds") or 0) or int(float(says("expire_logs_days") or 0) * 86_400)
-        if 0 < kept_s < _SHORTEST_RETENTION_S:
-            add(
-                "retention",
-                "warning",
-                "binlog_expire_logs_seconds",
-                f"keeps {kept_s} s: an outage that is longer is a gap",
-                "set global binlog_expire_logs_seconds = 604800;",
-            )
-        if self.cascades:
-            add(
-                "cascade",
-                "warning",
-                ", ".join(self.cascades[:5]),
-                "rows that a foreign key deletes or sets (ON DELETE, ON UPDATE) are in no binlog",
-                "let the application, or a trigger, change them",
-            )
-        return found
+def _words(listed: object) -> tuple[str, ...]:
+    return tuple([word for word in str(listed or "").split(",") if word])
 
 
 def shut_down(connection: Any) -> None:
@@ -189,12 +120,28 @@ class MySQLServer:
         return (await self.query("select get_lock(%s, 5)", name[:64])) == [(1,)]
 
     async def end(self) -> BinlogPlace:
-        """Where the binlog ends; the statement has two names."""
-        try:
-            rows = await self.query("show binary log status")
-        except pymysql.err.ProgrammingError:
-            rows = await self.query("show master status")
+        """Where the binlog ends."""
+        rows = await self._status()
         return BinlogPlace(str(rows[0][0]), int(rows[0][1])) if rows else BinlogPlace("", 0)
+
+    async def _status(self) -> list[tuple[Any, ...]]:
+        """File, offset, and the filters by schema; the statement has two names."""
+        try:
+            return await self.query("show binary log status")
+        except pymysql.err.ProgrammingError:
+            return await self.query("show master status")
+
+    async def files(self) -> BinlogFiles:
+        """Empty when the user may not ask."""
+        try:
+            rows = await self.query("show binary logs")
+        except (pymysql.err.ProgrammingError, pymysql.err.InternalError):
+            return BinlogFiles()
+        except pymysql.err.OperationalError as error:
+            if error.args[0] not in _NOT_ALLOWED:
+                raise
+            return BinlogFiles()
+        return BinlogFiles(tuple([(str(name), int(size)) for name, size, *_ in rows]))
 
     async def facts(self) -> ServerFacts:
         listed = ", ".join(f"'{name}'" for name in _VARIABLES)
@@ -212,14 +159,40 @@ class MySQLServer:
             "select distinct concat(constraint_schema, '.', table_name) from information_schema.referential_constraints"
             " where delete_rule in ('CASCADE', 'SET NULL') or update_rule in ('CASCADE', 'SET NULL')"
         )
+        status = await self._status() if variables.get("log_bin") in ("ON", "1") else []
+        (user,) = (await self.query("select current_user()"))[0]
+        name, _, host = str(user).rpartition("@")
         return ServerFacts(
             variables,
-            await self.end() if variables.get("log_bin") in ("ON", "1") else BinlogPlace("", 0),
+            BinlogPlace(str(status[0][0]), int(status[0][1])) if status else BinlogPlace("", 0),
             [f"{schema}.{table}" for schema, table, _ in tables],
             await self._is_replica(),
             sorted(str(name) for (name,) in cascades),
             {f"{schema}.{table}": int(rows) for schema, table, rows in tables},
+            f"'{name}'@'{host}'",
+            [str(grant) for (grant,) in await self.query("show grants")],
+            await self._replicas(),
+            (_words(status[0][2]), _words(status[0][3])) if status else ((), ()),
         )
+
+    async def _replicas(self) -> list[tuple[int, str]]:
+        for statement in ("show replicas", "show slave hosts"):
+            try:
+                return [(int(row[0]), str(row[1])) for row in await self.query(statement)]
+            except (pymysql.err.ProgrammingError, pymysql.err.OperationalError, pymysql.err.InternalError) as error:
+                if error.args[0] in _LOST:
+                    raise
+        return []
+
+    async def may_read(self, schema: str, table: str) -> bool:
+        """Whether the user may select from the table."""
+        try:
+            await self.query(f"select 1 from `{schema.replace('`', '``')}`.`{table.replace('`', '``')}` limit 0")
+        except (pymysql.err.ProgrammingError, pymysql.err.OperationalError) as error:
+            if error.args[0] not in _NOT_ALLOWED:
+                raise
+            return False
+        return True
 
     async def _is_replica(self) -> bool:
         for statement in ("show all slaves status", "show replica status"):

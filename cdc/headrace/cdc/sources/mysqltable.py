@@ -61,7 +61,8 @@ class CopiedTable(msgspec.Struct):
     """One table. key: names in the order of the primary key; empty where rows can't be read in its order.
 
     expressions: what a SELECT asks for, a column each. key_expressions, key_places: the same of the key's columns as text, and how that text
-    stands in a condition. is_transactional: its engine shows a transaction one moment of it.
+    stands in a condition. is_transactional: its engine shows a transaction one moment of it. unreadable: columns of a character
+    set that Python doesn't know, with its name: their values are UNDECODABLE.
     """
 
     schema: TableSchema
@@ -72,6 +73,7 @@ class CopiedTable(msgspec.Struct):
     key_places: list[str]
     engine: str = ""
     is_transactional: bool = True
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     def row(self, texts: Sequence[bytes | None]) -> Row:
         """The values of a row of the server's text protocol."""
@@ -129,7 +131,12 @@ async def read_table(
         [place for _, place in usable],
         str(engine),
         transactions == "YES",
+        tuple([(str(row[0]), str(row[3])) for row in rows if _codec(row[4], collations) == "?"]),
     )
+
+
+def _codec(collation: object, collations: dict[str, int]) -> str:
+    return "" if collation is None else codec_of(collations.get(str(collation), 63))
 
 
 def quoted_name(schema: str, table: str) -> str:
