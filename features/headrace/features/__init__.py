@@ -22,7 +22,23 @@ if TYPE_CHECKING:
         Table,
         UnixTimestamp,
     )
-    from headrace.features.functions import Feature, count, latest, mean, stddev, sum_, variance
+    from headrace.features.functions import (
+        Feature,
+        count,
+        distinct,
+        last,
+        latest,
+        max_,
+        mean,
+        min_,
+        quantile,
+        ratio,
+        stddev,
+        sum_,
+        time_since_last,
+        top_k,
+        variance,
+    )
     from headrace.features.predicate import Predicate, col
 
 __all__ = [
@@ -41,16 +57,40 @@ __all__ = [
     "UnixTimestamp",
     "col",
     "count",
+    "distinct",
+    "last",
     "latest",
+    "max_",
     "mean",
+    "min_",
+    "quantile",
+    "ratio",
     "stddev",
     "sum_",
+    "time_since_last",
+    "top_k",
     "variance",
 ]
 
 _HOMES = {
     "predicate": ("Predicate", "col"),
-    "functions": ("Feature", "count", "latest", "mean", "stddev", "sum_", "variance"),
+    "functions": (
+        "Feature",
+        "count",
+        "distinct",
+        "last",
+        "latest",
+        "max_",
+        "mean",
+        "min_",
+        "quantile",
+        "ratio",
+        "stddev",
+        "sum_",
+        "time_since_last",
+        "top_k",
+        "variance",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -121,9 +121,11 @@ def _wire(value: FeatureValue, dtype: ValueType) -> Any:
 
 
 def readable(value: FeatureValue) -> Any:
-    """A value in JSON's types: base64 for bytes; NaN and the infinities as text."""
+    """A value in JSON's types: base64 for bytes, a list for a tuple; NaN and the infinities as text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
+    if isinstance(value, tuple):
+        return [readable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -207,4 +207,7 @@ def _plan(draft: Draft, index: Mapping[str, int]) -> FeaturePlan:
         -1 if draft.column is None else index[draft.column],
         draft.window,
         draft.where,
+        draft.size,
+        draft.level,
+        tuple([_plan(part, index) for part in draft.parts]),
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
-FeatureValue: TypeAlias = int | float | bool | str | bytes | None
+FeatureValue: TypeAlias = (
+    int | float | bool | str | bytes | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | None
+)
+"""A tuple for a list type."""
 
 
 class ValueType(enum.Enum):
@@ -22,6 +25,20 @@ class ValueType(enum.Enum):
     BYTES = "Bytes"
     UNIX_TIMESTAMP = "UnixTimestamp"
     """int microseconds since 1970 UTC inside headrace; Feast's wire form is whole seconds."""
+    INT64_LIST = "Array(Int64)"
+    FLOAT64_LIST = "Array(Float64)"
+    STRING_LIST = "Array(String)"
+
+
+SCALARS: Final = tuple([dtype for dtype in ValueType if not dtype.value.startswith("Array(")])
+"""Types of a single value: what a column may be read as."""
+
+LISTS: Final = {
+    ValueType.INT64: ValueType.INT64_LIST,
+    ValueType.FLOAT64: ValueType.FLOAT64_LIST,
+    ValueType.STRING: ValueType.STRING_LIST,
+}
+"""The list type of each type that has one."""
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
