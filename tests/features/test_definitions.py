@@ -35,6 +35,22 @@ MISTAKES = [
     ('count(over="1h", hop="7m")', "hop 7m does not divide window 1h"),
     ('count(hop="7m")', "has a hop but no window"),
     ("count(over=[])", "names no window"),
+    (
+        'on_demand("x", Float64, inputs=["count"], compute=lambda a, b: a)',
+        "can't take 1 inputs: missing a required argument: 'b'",
+    ),
+    ('on_demand("x", Float64, inputs="count", compute=len)', "needs the names of its inputs"),
+    ('on_demand("x", Float64, inputs=["count"], compute=3)', "needs a function"),
+    (
+        'FeatureView("v", entity=customer, source=orders, features=[count()],'
+        ' on_demand=[on_demand("x", Float64, inputs=["sum"], compute=float)])',
+        "view 'v', on-demand feature 'x' names 'sum', which is no stored feature of the view; there are count",
+    ),
+    (
+        'FeatureView("v", entity=customer, source=orders, features=[count()],'
+        ' on_demand=[on_demand("count", Int64, inputs=["count"], compute=int)])',
+        "is already the name of another feature",
+    ),
     ('count(ovr="1h")', "feature 'count' has no option 'ovr'; there are over, hop"),
     ('count(by="status")', "by= and groups= go together"),
     ('count(by="status", groups=["a b", "a_b"])', "two groups would have one name"),

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
         FeatureView,
         Float32,
         Float64,
+        Float64List,
         Int32,
         Int64,
+        Int64List,
         String,
+        StringList,
         Table,
         UnixTimestamp,
     )
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
         top_k,
         variance,
     )
+    from headrace.features.ondemand import on_demand
     from headrace.features.predicate import Predicate, col
 
 __all__ = [
@@ -49,10 +53,13 @@ __all__ = [
     "FeatureView",
     "Float32",
     "Float64",
+    "Float64List",
     "Int32",
     "Int64",
+    "Int64List",
     "Predicate",
     "String",
+    "StringList",
     "Table",
     "UnixTimestamp",
     "col",
@@ -63,6 +70,7 @@ __all__ = [
     "max_",
     "mean",
     "min_",
+    "on_demand",
     "quantile",
     "ratio",
     "stddev",
@@ -73,6 +81,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ondemand": ("on_demand",),
     "predicate": ("Predicate", "col"),
     "functions": (
         "Feature",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -48,12 +49,22 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
     dtype: ValueType
 
 
+class OnDemand(msgspec.Struct, frozen=True):
+    """A feature that isn't stored: compute gets the values of the stored features named inputs. See ondemand.py."""
+
+    name: str
+    dtype: ValueType
+    inputs: tuple[str, ...]
+    compute: Callable[..., Any]
+    defined_at: str
+
+
 class ViewSpec(msgspec.Struct, frozen=True):
     """A feature view as compiled from its definition: what stores and readers need of it.
 
     join_keys: in declared order (Feast's key bytes sort them by name themselves). fields: in declared order; every values
     tuple has this order. spec_hash: hash of everything that decides the values; another hash means another content.
-    ttl_us: age of the newest row at which a reader is told OUTSIDE_MAX_AGE; 0 means never.
+    on_demand: features computed at read, which no store knows. ttl_us: age of the newest row at which a reader is told OUTSIDE_MAX_AGE; 0 means never.
     """
 
     name: str
@@ -62,6 +73,7 @@ class ViewSpec(msgspec.Struct, frozen=True):
     spec_hash: str
     ttl_us: int = 0
     description: str = ""
+    on_demand: tuple[OnDemand, ...] = ()
 
 
 EntityKey: TypeAlias = tuple[FeatureValue, ...]
