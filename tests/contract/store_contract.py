@@ -44,7 +44,7 @@ EVERY_TYPE = ViewSpec(
         Field("digest", ValueType.BYTES),
         Field("day", ValueType.UNIX_TIMESTAMP),
     ),
-    fields=tuple(Field(f"f_{dtype.value.lower()}", dtype) for dtype in ValueType),
+    fields=tuple(Field(f"f_{dtype.name.lower()}", dtype) for dtype in ValueType),
     spec_hash="every-1",
 )
 
@@ -103,6 +103,9 @@ _values: dict[ValueType, st.SearchStrategy[FeatureValue]] = {
     ValueType.BOOL: st.booleans(),
     ValueType.BYTES: st.binary(max_size=40),
     ValueType.UNIX_TIMESTAMP: _seconds_us,
+    ValueType.INT64_LIST: st.lists(st.integers(-(1 << 63), INT64_MAX), max_size=5).map(tuple),
+    ValueType.FLOAT64_LIST: st.lists(st.floats(allow_nan=False), max_size=5).map(tuple),
+    ValueType.STRING_LIST: st.lists(_texts, max_size=5).map(tuple),
 }
 
 
@@ -207,7 +210,7 @@ class StoreContract(ABC):
         given_values = tuple(values.get(field.dtype) for field in EVERY_TYPE.fields)
         key = ("eu", 1, 2, b"d", SECOND_US)
         await store.write([flush(EVERY_TYPE, [row(key, given_values)], at(1, spec=EVERY_TYPE))])
-        assert await store.read(EVERY_TYPE, ["f_float32", "f_unixtimestamp"], [key]) == [
+        assert await store.read(EVERY_TYPE, ["f_float32", "f_unix_timestamp"], [key]) == [
             FeatureRow((0.10000000149011612, SECOND_US), TIME_US)
         ]
 

@@ -37,6 +37,9 @@ FIELDS = {
     ValueType.FLOAT32: "float_val",
     ValueType.BOOL: "bool_val",
     ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
+    ValueType.INT64_LIST: "int64_list_val",
+    ValueType.FLOAT64_LIST: "double_list_val",
+    ValueType.STRING_LIST: "string_list_val",
 }
 
 EXTREMES: list[tuple[ValueType, FeatureValue]] = [
@@ -58,6 +61,9 @@ EXTREMES: list[tuple[ValueType, FeatureValue]] = [
         (ValueType.UNIX_TIMESTAMP, value * SECOND_US)
         for value in (0, 1, -1, 1_700_000_000, -62_135_596_800, 253_402_300_799)
     ),
+    *((ValueType.INT64_LIST, value) for value in ((), (0,), (1, -1, MIN64, MAX64), tuple(range(300)))),
+    *((ValueType.FLOAT64_LIST, value) for value in ((), (0.0,), (-0.0, math.inf, 5e-324), (0.1,) * 300)),
+    *((ValueType.STRING_LIST, value) for value in ((), ("",), ("a", "", "naïve 🎈"), ("y" * 128,) * 3)),
 ]
 
 # Feast's own warnings at import, about its coming releases and its libraries', are none of ours.
@@ -76,6 +82,11 @@ class Feast:
         self.timestamp: Any = importlib.import_module("google.protobuf.timestamp_pb2").Timestamp
 
     def value_of(self, dtype: ValueType, value: Any) -> Any:
+        if isinstance(value, tuple):
+            found = self.value()
+            getattr(found, FIELDS[dtype]).SetInParent()
+            getattr(found, FIELDS[dtype]).val.extend(value)
+            return found
         return self.value(**{FIELDS[dtype]: value // SECOND_US if dtype is ValueType.UNIX_TIMESTAMP else value})
 
     def key(self, view: ViewSpec, key: EntityKey) -> Any:

@@ -34,7 +34,7 @@ CUSTOMER = Field("customer_id", ValueType.INT64)
 EVERY_TYPE = ViewSpec(
     "every_type",
     (CUSTOMER,),
-    tuple(Field(f"f_{dtype.value.lower()}", dtype) for dtype in ValueType),
+    tuple(Field(f"f_{dtype.name.lower()}", dtype) for dtype in ValueType),
     "e1",
     ttl_us=60 * SECOND_US,
 )
@@ -51,6 +51,9 @@ VALUES: dict[ValueType, FeatureValue] = {
     ValueType.BOOL: False,
     ValueType.BYTES: b"\x00\xff",
     ValueType.UNIX_TIMESTAMP: 1_700_000_000 * SECOND_US,
+    ValueType.INT64_LIST: (1, -(1 << 63), (1 << 63) - 1),
+    ValueType.FLOAT64_LIST: (0.1, -0.0),
+    ValueType.STRING_LIST: ("naïve 🎈", ""),
 }
 ROW = tuple(VALUES[field.dtype] for field in EVERY_TYPE.fields)
 NULLS = (None,) * len(ROW)
@@ -151,7 +154,9 @@ async def test_feast_reads_every_type_with_its_time(repository: Repository, feas
     response = repository.read(feast, REFERENCES, [{"customer_id": 1}, {"customer_id": 2}, {"customer_id": 3}])
     found = response.to_dict()
     expected: dict[str, list[Any]] = {field.name: [VALUES[field.dtype], None, None] for field in EVERY_TYPE.fields}
-    expected["f_unixtimestamp"] = [datetime.datetime.fromtimestamp(1_700_000_000, datetime.UTC), None, None]
+    for name in ("f_int64_list", "f_float64_list", "f_string_list"):
+        expected[name][0] = list(expected[name][0])
+    expected["f_unix_timestamp"] = [datetime.datetime.fromtimestamp(1_700_000_000, datetime.UTC), None, None]
     assert {name: found[name] for name in expected} == expected
     # Whole seconds in SQLite. In Redis Feast can't tell absent from null, and says PRESENT and 1970.
     is_sqlite = isinstance(repository.store, SQLiteStore)
@@ -205,7 +210,7 @@ async def test_our_rows_are_cell_by_cell_what_feast_itself_writes(
     """Feast's own writer and ours, each into a file and a database of its own."""
     pandas: Any = importlib.import_module("pandas")
     columns = {field.name: VALUES[field.dtype] for field in EVERY_TYPE.fields}
-    columns["f_unixtimestamp"] = pandas.Timestamp(1_700_000_000, unit="s", tz="UTC")
+    columns["f_unix_timestamp"] = pandas.Timestamp(1_700_000_000, unit="s", tz="UTC")
     stamp = pandas.Timestamp(EVENT_US * 1000, tz="UTC")
     frame = pandas.DataFrame([{"customer_id": 1, **columns, "event_timestamp": stamp, "created": stamp}])
     frame = frame.astype({"f_int32": "int32", "f_float32": "float32"})

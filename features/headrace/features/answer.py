@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
 from headrace.cdc.event import Value
+from headrace.features.ondemand import INVALID, fields_of
 from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
 from headrace.features.store.base import FeatureRow
 from headrace.features.values import converter
 
-Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE"]
+Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE", "INVALID"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -62,8 +63,8 @@ def entity_answer(view: ViewSpec, key: EntityKey, row: FeatureRow | None, now_us
     }
     if row is None:
         return {**body, "status": "NOT_FOUND"}
-    columns = [column(view, field.dtype, place, [row], now_us, readable) for place, field in enumerate(view.fields)]
-    names = [field.name for field in view.fields]
+    columns = [column(view, field.dtype, place, [row], now_us, readable) for place, field in enumerate(fields_of(view))]
+    names = [field.name for field in fields_of(view)]
     return {
         **body,
         "status": "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT",
@@ -99,10 +100,13 @@ def column(
             times.append(timestamp(0))
             continue
         times.append(timestamp(row.event_time_us))
-        value = row.values[place]
+        value: Any = row.values[place]
         if _is_outside(view, row, now_us):
             values.append(None)
             statuses.append("OUTSIDE_MAX_AGE")
+        elif value is INVALID:
+            values.append(None)
+            statuses.append("INVALID")
         else:
             values.append(spell(value) if spell is not None else _wire(value, dtype))
             statuses.append("NULL_VALUE" if value is None else "PRESENT")
@@ -121,9 +125,11 @@ def _wire(value: FeatureValue, dtype: ValueType) -> Any:
 
 
 def readable(value: FeatureValue) -> Any:
-    """A value in JSON's types: base64 for bytes; NaN and the infinities as text."""
+    """A value in JSON's types: base64 for bytes, a list for a tuple; NaN and the infinities as text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
+    if isinstance(value, tuple):
+        return [readable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -26,6 +26,7 @@ from headrace.features.answer import entity_answer, key_of, readable
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
 from headrace.features.loading import load_definitions
+from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.store.base import OnlineStore
 
 _STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim"}
@@ -161,7 +162,9 @@ def _get(config: Config, section: FeaturesConfig, views: Sequence[CompiledView],
 
     async def read() -> dict[str, Any]:
         async with _opened(config, section) as store:
-            rows = await store.read(view.spec, [field.name for field in view.spec.fields], [key])
+            names = [field.name for field in fields_of(view.spec)]
+            stored = stored_names(view.spec, names)
+            rows = computed_rows(view.spec, names, stored, await store.read(view.spec, stored, [key]))
         return entity_answer(view.spec, key, rows[0], time.time_ns() // 1000)
 
     answer = asyncio.run(read())

@@ -23,12 +23,21 @@ SUM = "sum"
 MEAN = "mean"
 VARIANCE = "variance"
 STDDEV = "stddev"
+MIN = "min"
+MAX = "max"
+LAST = "last"
+DISTINCT = "distinct"
+TOP_K = "top_k"
+QUANTILE = "quantile"
+SINCE = "time_since_last"
+RATIO = "ratio"
 
 
 class FeaturePlan(msgspec.Struct, frozen=True):
     """One feature. column: index into CompiledView.columns, -1 for none. window None: over all live rows.
 
-    where: only rows for which it is true count for the feature.
+    where: only rows for which it is true count for the feature. size: n of last, k of top_k. level: of a quantile, as decimal text.
+    parts: what a ratio divides; it has nothing else of its own.
     """
 
     name: str
@@ -37,11 +46,24 @@ class FeaturePlan(msgspec.Struct, frozen=True):
     column: int
     window: Window | None
     where: Predicate | None = None
+    size: int = 0
+    level: str = ""
+    parts: tuple[FeaturePlan, ...] = ()
+
+    def leaves(self) -> tuple[FeaturePlan, ...]:
+        """Itself, or its parts."""
+        return self.parts or (self,)
 
     def plain(self) -> list[Any]:
         """All that decides its values, in JSON types; what isn't asked for is left out, so that older definitions keep their hash."""
         window = None if self.window is None else [self.window.length_us, self.window.hop_us]
         more: dict[str, Any] = {} if self.where is None else {"where": self.where.plain()}
+        if self.size:
+            more["size"] = self.size
+        if self.level:
+            more["level"] = self.level
+        if self.parts:
+            more["parts"] = [[part.dtype.value, part.plain()] for part in self.parts]
         return [self.kind, self.column, window, *([more] if more else [])]
 
 

@@ -29,8 +29,9 @@ import msgspec
 from headrace.features.blame import caller, check_name, is_a, type_name, wrong
 from headrace.features.compiled import CompiledView, FeaturePlan, canonical_json, spec_hash
 from headrace.features.functions import Draft, Feature
+from headrace.features.ondemand import check_inputs
 from headrace.features.predicate import Predicate
-from headrace.features.spec import Field, ValueType, ViewSpec
+from headrace.features.spec import Field, OnDemand, ValueType, ViewSpec
 from headrace.features.window import span_us
 
 Int32: Final = ValueType.INT32
@@ -41,6 +42,9 @@ String: Final = ValueType.STRING
 Bool: Final = ValueType.BOOL
 Bytes: Final = ValueType.BYTES
 UnixTimestamp: Final = ValueType.UNIX_TIMESTAMP
+Int64List: Final = ValueType.INT64_LIST
+Float64List: Final = ValueType.FLOAT64_LIST
+StringList: Final = ValueType.STRING_LIST
 
 JOIN_KEY_TYPES: Final = (Int32, Int64, String, Bytes, UnixTimestamp)
 """Feast's entity key bytes (version 3) know no others."""
@@ -67,6 +71,10 @@ class Entity:
         self.name = name
         self.join_keys = tuple([Field(key, dtype) for key, dtype in join_keys.items()])
         self.description = description
+
+    def join_keys_names(self) -> list[str]:
+        """In declared order."""
+        return [key.name for key in self.join_keys]
 
 
 class Table:
@@ -96,6 +104,7 @@ class FeatureView:
     entity_key: join key -> column of the table; a join key that isn't named stands in the column of its own name. event_time: timestamp
     column that says when a row happened; without it (or where it is NULL) the commit time of the row's last change. where: only rows for
     which it is true count. ttl: age of an entity's newest event after which readers are told OUTSIDE_MAX_AGE; None: never.
+    on_demand: features made by on_demand(...), computed from the others at read.
     """
 
     def __init__(
@@ -110,6 +119,7 @@ class FeatureView:
         where: Predicate | None = None,
         ttl: str | None = None,
         description: str = "",
+        on_demand: Iterable[OnDemand] = (),
     ) -> None:
         self.defined_at = caller()
         self.name = name
@@ -134,6 +144,11 @@ class FeatureView:
                 raise wrong(self.defined_at, self._who, str(error)) from None
         self.entity_key = self._entity_key(dict(entity_key or {}))
         self._check_features()
+        self.on_demand = tuple(on_demand)
+        for computed in self.on_demand:
+            self._require(is_a(computed, OnDemand), "on_demand must hold features made by on_demand(...)")
+        stored = [draft.name for feature in self.features for draft in feature.drafts]
+        check_inputs(name, self.on_demand, stored, entity.join_keys_names())
 
     def compile(self) -> CompiledView:
         """The view as the kernel runs it, with its spec."""
@@ -151,7 +166,7 @@ class FeatureView:
         fields = tuple([Field(plan.name, plan.dtype) for plan in plans])
         join_keys = self.entity.join_keys
         unhashed = CompiledView(
-            spec=ViewSpec(self.name, join_keys, fields, "", self.ttl_us, self.description),
+            spec=ViewSpec(self.name, join_keys, fields, "", self.ttl_us, self.description, self.on_demand),
             table=self.source.name,
             source=self.source.source,
             columns=columns,
@@ -207,4 +222,7 @@ def _plan(draft: Draft, index: Mapping[str, int]) -> FeaturePlan:
         -1 if draft.column is None else index[draft.column],
         draft.window,
         draft.where,
+        draft.size,
+        draft.level,
+        tuple([_plan(part, index) for part in draft.parts]),
     )

@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from headrace.cdc.errors import DefinitionError, StoreRefused
-from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
+from headrace.features.spec import LISTS, EntityKey, FeatureValue, Field, ValueType, ViewSpec
 
 _U32: Final = struct.Struct("<I")
 _U32_PAIR: Final = struct.Struct("<II")
 _I32: Final = struct.Struct("<i")
 _I64: Final = struct.Struct("<q")
 _DOUBLE: Final = struct.Struct("<cd")
+_PLAIN_DOUBLE: Final = struct.Struct("<d")
 _FLOAT: Final = struct.Struct("<cf")
 
 _INT32_MIN, _INT32_MAX = -(1 << 31), (1 << 31) - 1
@@ -43,6 +44,8 @@ _KEY_TYPES: Final = {
 
 _NO_JOIN_KEY: Final = Field("__dummy_id", ValueType.STRING)
 """What Feast keys the one row of a view without entities by; its value is the empty text."""
+
+_LIST_TYPES: Final = frozenset(LISTS.values())
 
 _NULL_TAG: Final = b"\x98\x01"
 """Value.null_val (field 19): Feast's explicit null, which other writers may have stored."""
@@ -142,6 +145,63 @@ def _encode_unix_timestamp(value: FeatureValue) -> bytes:
     return b"\x40" + varint(seconds)
 
 
+# Lists are messages of their own inside Value, with one repeated field 1: numbers packed, texts one by one.
+
+
+def _encode_list(tag: bytes, body: bytes) -> bytes:
+    return tag + varint(len(body)) + body
+
+
+def _encode_int64_list(value: FeatureValue) -> bytes:
+    if type(value) is not tuple:
+        raise TypeError
+    if not value:
+        return b"\x72\x00"
+    return _encode_list(b"\x72", _encode_list(b"\x0a", b"".join([_encode_int64(item)[1:] for item in value])))
+
+
+def _encode_float64_list(value: FeatureValue) -> bytes:
+    if type(value) is not tuple:
+        raise TypeError
+    if not value:
+        return b"\x7a\x00"
+    return _encode_list(b"\x7a", _encode_list(b"\x0a", b"".join([_encode_float64(item)[1:] for item in value])))
+
+
+def _encode_string_list(value: FeatureValue) -> bytes:
+    if type(value) is not tuple:
+        raise TypeError
+    return _encode_list(b"\x62", b"".join([b"\x0a" + _encode_string(item)[1:] for item in value]))
+
+
+def _decode_list(dtype: ValueType, body: bytes) -> FeatureValue:
+    """Inverse, of the bytes inside the list's message. Raises IndexError or struct.error when cut short."""
+    texts: list[str] = []
+    numbers: list[int] = []
+    doubles: list[float] = []
+    start = 0
+    while start < len(body):
+        if body[start] != 0x0A:
+            raise ValueError("another type is stored")
+        length, start = read_varint(body, start + 1)
+        part, end = body[start : start + length], start + length
+        if len(part) != length:
+            raise IndexError
+        if dtype is ValueType.STRING_LIST:
+            texts.append(part.decode())
+        elif dtype is ValueType.FLOAT64_LIST:
+            doubles += [item[0] for item in _PLAIN_DOUBLE.iter_unpack(part)]
+        else:
+            at = 0
+            while at < length:
+                number, at = read_varint(part, at)
+                numbers.append(number)
+        start = end
+    if dtype is ValueType.STRING_LIST:
+        return tuple(texts)
+    return tuple(doubles) if dtype is ValueType.FLOAT64_LIST else tuple(numbers)
+
+
 _ENCODERS: Final[dict[ValueType, Callable[[FeatureValue], bytes]]] = {
     ValueType.INT32: _encode_int32,
     ValueType.INT64: _encode_int64,
@@ -151,6 +211,9 @@ _ENCODERS: Final[dict[ValueType, Callable[[FeatureValue], bytes]]] = {
     ValueType.BOOL: _encode_bool,
     ValueType.BYTES: _encode_bytes,
     ValueType.UNIX_TIMESTAMP: _encode_unix_timestamp,
+    ValueType.INT64_LIST: _encode_int64_list,
+    ValueType.FLOAT64_LIST: _encode_float64_list,
+    ValueType.STRING_LIST: _encode_string_list,
 }
 
 _TAGS: Final = {
@@ -162,6 +225,9 @@ _TAGS: Final = {
     ValueType.FLOAT32: 0x35,
     ValueType.BOOL: 0x38,
     ValueType.UNIX_TIMESTAMP: 0x40,
+    ValueType.STRING_LIST: 0x62,
+    ValueType.INT64_LIST: 0x72,
+    ValueType.FLOAT64_LIST: 0x7A,
 }
 
 
@@ -189,6 +255,10 @@ def decode_value(dtype: ValueType, data: bytes) -> FeatureValue:
         if dtype is ValueType.FLOAT32:
             return float(_FLOAT.unpack(data)[1])
         number, start = read_varint(data, 1)
+        if dtype in _LIST_TYPES:
+            if len(data) - start != number:
+                raise IndexError
+            return _decode_list(dtype, data[start:])
     except (IndexError, struct.error) as error:
         raise ValueError("cut short") from error
     if dtype is ValueType.STRING or dtype is ValueType.BYTES:

@@ -129,7 +129,7 @@ def _feature_view(feast: Any, view: ViewSpec, entities: dict[str, Any], log: Pat
         entities=[entities[field.name] for field in view.join_keys],
         schema=[
             # Join keys too: with them in the schema Feast has nothing to infer from a file that may not be there.
-            feast.Field(name=field.name, dtype=getattr(feast.types, field.dtype.value))
+            feast.Field(name=field.name, dtype=_feast_type(feast, field.dtype))
             for field in (*view.join_keys, *view.fields)
         ],
         ttl=timedelta(microseconds=view.ttl_us),
@@ -138,6 +138,12 @@ def _feature_view(feast: Any, view: ViewSpec, entities: dict[str, Any], log: Pat
         description=view.description,
         tags={SPEC_TAG: view.spec_hash},
     )
+
+
+def _feast_type(feast: Any, dtype: ValueType) -> Any:
+    inner = dtype.value.removeprefix("Array(").removesuffix(")")
+    found = getattr(feast.types, inner)
+    return found if inner == dtype.value else feast.types.Array(found)
 
 
 def _value_type(feast: Any, dtype: ValueType) -> Any:

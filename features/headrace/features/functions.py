@@ -19,9 +19,24 @@ from typing import Any, Final, TypedDict, Unpack, cast
 import msgspec
 
 from headrace.features.blame import caller, check_name, is_a, type_name, wrong
-from headrace.features.compiled import COUNT, LATEST, MEAN, STDDEV, SUM, VARIANCE
+from headrace.features.compiled import (
+    COUNT,
+    DISTINCT,
+    LAST,
+    LATEST,
+    MAX,
+    MEAN,
+    MIN,
+    QUANTILE,
+    RATIO,
+    SINCE,
+    STDDEV,
+    SUM,
+    TOP_K,
+    VARIANCE,
+)
 from headrace.features.predicate import Literal, Predicate, col
-from headrace.features.spec import ValueType
+from headrace.features.spec import LISTS, SCALARS, ValueType
 from headrace.features.window import Window, make_window
 
 
@@ -36,11 +51,20 @@ class Options(TypedDict, total=False):
     groups: Sequence[Literal] | Mapping[str, Literal] | None
 
 
+MOST_SIZE: Final = 100
+"""Longest list that last and top_k give."""
+
+_ORDERED: Final = (ValueType.INT32, ValueType.INT64, ValueType.FLOAT64, ValueType.STRING, ValueType.UNIX_TIMESTAMP)
+_SECOND_US: Final = 1_000_000
+
 _OPTIONS: Final = ("over", "hop", "name", "where", "by", "groups")
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """One feature as written: columns by name. window None: over all live rows. where: rows that count for it."""
+    """One feature as written: columns by name. window None: over all live rows. suffix: its group and window, as in names.
+
+    where, size, level, parts: as in compiled.FeaturePlan.
+    """
 
     name: str
     dtype: ValueType
@@ -48,11 +72,19 @@ class Draft(msgspec.Struct, frozen=True):
     column: str | None
     window: Window | None
     where: Predicate | None = None
+    suffix: str = ""
+    size: int = 0
+    level: str = ""
+    parts: tuple[Draft, ...] = ()
 
     def columns(self) -> set[str]:
         """Every column that it reads."""
         found: set[str] = set() if self.column is None else {self.column}
-        return found if self.where is None else found | self.where.columns()
+        if self.where is not None:
+            found |= self.where.columns()
+        for part in self.parts:
+            found |= part.columns()
+        return found
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -67,7 +99,7 @@ def latest(column: str, dtype: ValueType = ValueType.STRING, *, name: str | None
     where = caller()
     found = name or column
     check_name(found, where, f"feature {found!r}")
-    _check_type(dtype, tuple(ValueType), where, found)
+    _check_type(dtype, SCALARS, where, found)
     return Feature((Draft(found, dtype, LATEST, column, None),), where)
 
 
@@ -112,6 +144,112 @@ def stddev(column: str, **options: Unpack[Options]) -> Feature:
     return _aggregate(STDDEV, column, ValueType.FLOAT64, f"{column}_stddev", options)
 
 
+def min_(column: str, dtype: ValueType = ValueType.FLOAT64, **options: Unpack[Options]) -> Feature:
+    """Smallest value of a column; null without any. Text by code points, NaN after all numbers. Default name ``<column>_min_1h``."""
+    _check_type(dtype, _ORDERED, caller(), _stem(f"{column}_min", options))
+    return _aggregate(MIN, column, dtype, f"{column}_min", options)
+
+
+def max_(column: str, dtype: ValueType = ValueType.FLOAT64, **options: Unpack[Options]) -> Feature:
+    """Greatest value of a column; as min_. Default name ``<column>_max_1h``."""
+    _check_type(dtype, _ORDERED, caller(), _stem(f"{column}_max", options))
+    return _aggregate(MAX, column, dtype, f"{column}_max", options)
+
+
+def last(column: str, size: int, dtype: ValueType = ValueType.STRING, **options: Unpack[Options]) -> Feature:
+    """Values of the newest ``size`` rows (1 to 100), newest first, as a list of Int64, Float64 or String; NULLs are left out.
+
+    Newest by event time, then by order of change. Without any value an empty list. Default name ``<column>_last_5_1h``.
+    """
+    return _listed(LAST, column, size, dtype, f"{column}_last_{size}", options)
+
+
+def top_k(column: str, size: int, dtype: ValueType = ValueType.STRING, **options: Unpack[Options]) -> Feature:
+    """The ``size`` most frequent values (1 to 100), most frequent first, equally frequent ones by value; as last otherwise.
+
+    Null while a tile of the window has more than 4,096 different values. Default name ``<column>_top_5_1h``.
+    """
+    return _listed(TOP_K, column, size, dtype, f"{column}_top_{size}", options)
+
+
+def distinct(column: str, dtype: ValueType = ValueType.STRING, **options: Unpack[Options]) -> Feature:
+    """Number of different values that aren't NULL, as Int64; values are told apart as ``dtype``: as String, "1.0" is not "1".
+
+    Exact while no tile of the window has met more than 1,024 of them, then by HyperLogLog (standard error 2.3 %), deletes included.
+    Default name ``<column>_distinct_1h``.
+    """
+    _check_type(dtype, SCALARS, caller(), _stem(f"{column}_distinct", options))
+    return _aggregate(DISTINCT, column, ValueType.INT64, f"{column}_distinct", options, level=dtype.value)
+
+
+def quantile(column: str, level: float, **options: Unpack[Options]) -> Feature:
+    """The value at rank ``floor(level * (n - 1))`` of n sorted values, within 1/128 of itself, as Float64; null without any.
+
+    level: 0 to 1. Default name ``<column>_p95_1h`` for 0.95.
+    """
+    where = caller()
+    percent = f"{Decimal(str(level)) * 100:f}" if is_a(level, float) or is_a(level, int) else "0"
+    percent = percent.rstrip("0").rstrip(".") if "." in percent else percent
+    stem = f"{column}_p{percent.replace('.', '_')}"
+    if not (is_a(level, float) or is_a(level, int)) or not 0 <= level <= 1:
+        raise wrong(
+            where, f"feature {_stem(f'{column}_quantile', options)!r}", f"level {level!r} must be a number from 0 to 1"
+        )
+    return _aggregate(QUANTILE, column, ValueType.FLOAT64, stem, options, level=str(Decimal(str(level))))
+
+
+def time_since_last(**options: Unpack[Options]) -> Feature:
+    """Seconds since the entity's newest row, in whole hops, as Int64; null without any row in the window.
+
+    Needs over=: while rows are in the window, the value is written at each hop, so choose a hop as long as its readers bear. Default name
+    ``time_since_last_1h``.
+    """
+    feature = _aggregate(SINCE, None, ValueType.INT64, "time_since_last", options)
+    for draft in feature.drafts:
+        if draft.window is None:
+            raise wrong(feature.defined_at, f"feature {draft.name!r}", 'needs a window: give over=, such as "7d"')
+        if draft.window.hop_us % _SECOND_US:
+            raise wrong(feature.defined_at, f"feature {draft.name!r}", "needs a hop of whole seconds: give hop=")
+    return feature
+
+
+def ratio(numerator: Feature, denominator: Feature, *, name: str) -> Feature:
+    """One number over another, as Float64; null where one is null or the denominator is 0.
+
+    Both: single features, or as many as each other, paired in order. They need not stand in the view themselves. name: of the
+    feature; of several, each gets the group and window of its numerator.
+    """
+    where = caller()
+    who = f"feature {name!r}"
+    check_name(name, where, who)
+    if not (is_a(numerator, Feature) and is_a(denominator, Feature)):
+        raise wrong(where, who, "a ratio divides two features, such as ratio(count(...), count(...), name=...)")
+    tops, bottoms = numerator.drafts, denominator.drafts
+    if len(tops) != len(bottoms):
+        raise wrong(where, who, f"its numerator has {len(tops)} windows and groups, its denominator {len(bottoms)}")
+    for draft in (*tops, *bottoms):
+        if (
+            draft.parts
+            or draft.dtype not in (ValueType.INT32, ValueType.INT64, ValueType.FLOAT64)
+            or draft.kind == LATEST
+        ):
+            raise wrong(where, who, f"{draft.name!r} can't be divided: it needs an aggregate that is a number")
+    drafts: list[Draft] = []
+    for top, bottom in zip(tops, bottoms, strict=True):
+        full = f"{name}_{top.suffix}" if len(tops) > 1 else name
+        drafts.append(Draft(full, ValueType.FLOAT64, RATIO, None, None, None, top.suffix, parts=(top, bottom)))
+    return Feature(tuple(drafts), where)
+
+
+def _listed(kind: str, column: str, size: int, dtype: ValueType, stem: str, options: Options) -> Feature:
+    where = caller()
+    name = _stem(stem, options)
+    _check_type(dtype, tuple(LISTS), where, name)
+    if not is_a(size, int) or not 1 <= size <= MOST_SIZE:
+        raise wrong(where, f"feature {name!r}", f"its size {size!r} must be a whole number from 1 to {MOST_SIZE}")
+    return _aggregate(kind, column, LISTS[dtype], stem, options, size=size)
+
+
 def _aggregate(kind: str, column: str | None, dtype: ValueType, stem: str, options: Options, **more: Any) -> Feature:
     """A draft for each group and window; more: what else the drafts of this kind carry."""
     where = caller()
@@ -130,9 +268,10 @@ def _aggregate(kind: str, column: str | None, dtype: ValueType, stem: str, optio
         for text, window in windows:
             # A name that was given stays as it is where it can.
             has_suffix = text and not (options.get("name") and len(windows) == 1)
+            suffix = "_".join(part for part in (group, text) if part)
             name = "_".join(part for part in (stem, group, text if has_suffix else "") if part)
             check_name(name, where, f"feature {name!r}")
-            drafts.append(Draft(name, dtype, kind, column, window, predicate, **more))
+            drafts.append(Draft(name, dtype, kind, column, window, predicate, suffix, **more))
     return Feature(tuple(drafts), where)
 
 

@@ -5,7 +5,7 @@ One batch of one view goes through these steps; between them the caller fetches 
 1. ``wanted_rows`` -> contributions of the touched source rows;
 2. ``resolve``: each change becomes an old row to take away and a new row to add, in log order;
 3. ``wanted_entities`` -> their states; ``apply``;
-4. ``wanted_rebuilds`` -> all contributions of entities whose newest row went away; ``rebuild``;
+4. ``wanted_rebuilds`` -> all contributions of entities whose newest row, or one of the best values of a bag, went away; ``rebuild``;
 5. ``finish``: features, states and contributions to write, as of a log time.
 
 Rules. Updates retract what the row added before and add what it says now, also when its entity, its time or its place in the filter
@@ -25,6 +25,7 @@ import msgspec
 
 from headrace.cdc.decode.pgtime import timestamp_us
 from headrace.cdc.event import Value
+from headrace.features.bags import Item
 from headrace.features.compiled import CompiledView
 from headrace.features.rows import UNSET, Image, RowChange
 from headrace.features.spec import EntityKey, FeatureValue
@@ -47,6 +48,7 @@ class SourceRow(msgspec.Struct, gc=False):
     values: tuple[Value, ...]
     counts: bool
     deltas: Deltas | None = None
+    items: Sequence[Item] = ()
 
 
 class _Blob(msgspec.Struct, array_like=True, gc=False):
@@ -127,9 +129,12 @@ class ViewKernel:
         return SourceRow(tuple(parts), self._time_us(change, values), change.offset, values, counts)
 
     def deltas_of(self, row: SourceRow, *, is_new: bool) -> Deltas:
-        """What a row adds; its unreadable values are counted once, when it is new."""
+        """What a row adds, and in row.items what it puts into bags; its unreadable values are counted once, when it is new."""
         if row.deltas is None:
             row.deltas, unreadable = self.layout.deltas(row.values)
+            if self.layout.bags:
+                row.items, unreadable_items = self.layout.items(row.values, row.time_us, row.offset)
+                unreadable += unreadable_items
             if is_new:
                 self.counts.unreadable += unreadable
         return row.deltas
@@ -276,6 +281,8 @@ class ViewBatch:
                     continue
                 met[row.entity] = state
                 state.shift(row.time_us, negated(kernel.deltas_of(row, is_new=False)))
+                if row.items:
+                    state.put(row.time_us, row.items, is_added=False)
                 state.rows -= 1
                 if not has_event_time and change.committed_us > state.event_time_us:
                     state.event_time_us = change.committed_us
@@ -290,6 +297,8 @@ class ViewBatch:
                 if offset >= state.applied or new.entity in met:
                     met[new.entity] = state
                     state.shift(new.time_us, kernel.deltas_of(new, is_new=True))
+                    if new.items:
+                        state.put(new.time_us, new.items, is_added=True)
                     state.rows += 1
                     # A row's own time may lie in the future; an event can't be newer than the log.
                     moment = min(new.time_us, now_us)
@@ -307,8 +316,12 @@ class ViewBatch:
                     state.must_rebuild = False
 
     def wanted_rebuilds(self) -> list[EntityKey]:
-        """Entities whose newest row must be found again among all their contributions."""
-        return [key for key in self._touched if (state := self._states[key]).must_rebuild and state.rows > 0]
+        """Entities whose newest row, or best values, must be found again among all their contributions."""
+        return [
+            key
+            for key in self._touched
+            if (state := self._states[key]).rows > 0 and (state.must_rebuild or state.has_short_bags())
+        ]
 
     def rebuild(self, entity: EntityKey, stored: Iterable[tuple[bytes, bytes]]) -> None:
         """Step 4. stored: all contributions of the entity in the store; this batch's own are laid over them."""
@@ -322,8 +335,13 @@ class ViewBatch:
             if own is not None and own.counts and own.entity == entity:
                 rows[key] = own
         state = self._states[entity]
-        state.latest = max((self._kernel.newest(key, row) for key, row in rows.items()), default=None)
-        state.must_rebuild = False
+        kernel = self._kernel
+        if state.must_rebuild:
+            state.latest = max((kernel.newest(key, row) for key, row in rows.items()), default=None)
+            state.must_rebuild = False
+        if state.has_short_bags():
+            layout = kernel.layout
+            state.refill([(row.time_us, layout.items(row.values, row.time_us, row.offset)[0]) for row in rows.values()])
 
     def touch(self, entity: EntityKey, state: EntityState) -> None:
         """Write this entity as well: one whose features change by the time alone."""

@@ -17,6 +17,7 @@ from aiohttp import web
 from headrace.cdc.errors import StoreError
 from headrace.cdc.event import Value
 from headrace.features.answer import column, entity_answer, key_column, key_of, key_part
+from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import FeatureRow, OnlineStore
 
@@ -78,7 +79,7 @@ class FeatureServer:
             for view, features in groups:
                 keys = _entity_keys(view, asked.entities, rows)
                 found = await self._read(view, features, keys)
-                dtypes = {field.name: field.dtype for field in view.fields}
+                dtypes = {field.name: field.dtype for field in fields_of(view)}
                 for place, feature in enumerate(features):
                     names.append(f"{view.name}__{feature}" if asked.full_feature_names else feature)
                     results.append(column(view, dtypes[feature], place, found, now_us))
@@ -96,7 +97,7 @@ class FeatureServer:
             except ValueError as error:
                 raise _Refused(400, "", f"parameter {error}") from None
             now_us = int(self._clock() * 1_000_000)
-            row = (await self._read(view, [field.name for field in view.fields], [key]))[0]
+            row = (await self._read(view, [field.name for field in fields_of(view)], [key]))[0]
         except _Refused as refused:
             return _json({"error": refused.message}, refused.status)
         body = entity_answer(view, key, row, now_us)
@@ -113,7 +114,8 @@ class FeatureServer:
                 503, "FeastProviderNotReady", "the online store isn't open; try again, and see /readyz for the reason"
             )
         try:
-            return await store.read(view, features, keys)
+            stored = stored_names(view, features)
+            return computed_rows(view, features, stored, await store.read(view, stored, keys))
         except StoreError as error:
             raise _Refused(503, "FeastProviderNotReady", error.message) from error
 
@@ -138,8 +140,8 @@ class FeatureServer:
             if not colon:
                 raise _Refused(422, "FeastError", f"{reference!r} is no feature reference: write view:feature")
             view = self._view(view_name)
-            if all(field.name != feature for field in view.fields):
-                known = ", ".join(field.name for field in view.fields)
+            if all(field.name != feature for field in fields_of(view)):
+                known = ", ".join(field.name for field in fields_of(view))
                 what = f"Feature {feature} does not exist in feature view {view_name}; known: {known}"
                 raise _Refused(404, "FeatureViewNotFoundException", what)
             features = groups.setdefault(view_name, [])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
-FeatureValue: TypeAlias = int | float | bool | str | bytes | None
+FeatureValue: TypeAlias = (
+    int | float | bool | str | bytes | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | None
+)
+"""A tuple for a list type."""
 
 
 class ValueType(enum.Enum):
@@ -22,6 +26,20 @@ class ValueType(enum.Enum):
     BYTES = "Bytes"
     UNIX_TIMESTAMP = "UnixTimestamp"
     """int microseconds since 1970 UTC inside headrace; Feast's wire form is whole seconds."""
+    INT64_LIST = "Array(Int64)"
+    FLOAT64_LIST = "Array(Float64)"
+    STRING_LIST = "Array(String)"
+
+
+SCALARS: Final = tuple([dtype for dtype in ValueType if not dtype.value.startswith("Array(")])
+"""Types of a single value: what a column may be read as."""
+
+LISTS: Final = {
+    ValueType.INT64: ValueType.INT64_LIST,
+    ValueType.FLOAT64: ValueType.FLOAT64_LIST,
+    ValueType.STRING: ValueType.STRING_LIST,
+}
+"""The list type of each type that has one."""
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
@@ -31,12 +49,22 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
     dtype: ValueType
 
 
+class OnDemand(msgspec.Struct, frozen=True):
+    """A feature that isn't stored: compute gets the values of the stored features named inputs. See ondemand.py."""
+
+    name: str
+    dtype: ValueType
+    inputs: tuple[str, ...]
+    compute: Callable[..., Any]
+    defined_at: str
+
+
 class ViewSpec(msgspec.Struct, frozen=True):
     """A feature view as compiled from its definition: what stores and readers need of it.
 
     join_keys: in declared order (Feast's key bytes sort them by name themselves). fields: in declared order; every values
     tuple has this order. spec_hash: hash of everything that decides the values; another hash means another content.
-    ttl_us: age of the newest row at which a reader is told OUTSIDE_MAX_AGE; 0 means never.
+    on_demand: features computed at read, which no store knows. ttl_us: age of the newest row at which a reader is told OUTSIDE_MAX_AGE; 0 means never.
     """
 
     name: str
@@ -45,6 +73,7 @@ class ViewSpec(msgspec.Struct, frozen=True):
     spec_hash: str
     ttl_us: int = 0
     description: str = ""
+    on_demand: tuple[OnDemand, ...] = ()
 
 
 EntityKey: TypeAlias = tuple[FeatureValue, ...]

@@ -5,15 +5,16 @@ Layout says where each feature finds its number; it is worked out once per view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from headrace.cdc.event import Value
 from headrace.features.aggregate import Aggregate, Pack
-from headrace.features.catalogue import AggregateKey, key_of, make_aggregate
-from headrace.features.compiled import LATEST, CompiledView
+from headrace.features.bags import BagPlan, BagTrack, Item
+from headrace.features.catalogue import AggregateKey, is_bag, key_of, make_aggregate, make_bag_kind
+from headrace.features.compiled import LATEST, RATIO, CompiledView, FeaturePlan
 from headrace.features.predicate import Compiled
 from headrace.features.spec import FeatureValue
 from headrace.features.tiles import Delta, Track, TrackPlan, pack_slot, unpack_slot
@@ -23,6 +24,8 @@ from headrace.features.window import Window
 LIFETIME: Final = -1
 """Place of the features that count all live rows."""
 
+_LIFETIME_WINDOW: Final = Window(0, 0)
+
 Deltas: TypeAlias = tuple[tuple[Delta, ...], ...]
 """What a row adds: first to the lifetime sums, then to each track."""
 
@@ -30,7 +33,7 @@ _pack = msgspec.msgpack.Encoder().encode
 
 
 class _Slice(msgspec.Struct, frozen=True):
-    """Where a windowed or lifetime feature reads: track (or LIFETIME), window in it, slots from start to end."""
+    """Where a sum reads: track (or LIFETIME), window in it, slots from start to end."""
 
     aggregate: Aggregate
     track: int
@@ -39,11 +42,30 @@ class _Slice(msgspec.Struct, frozen=True):
     end: int
 
 
+class _Bags(msgspec.Struct, frozen=True):
+    """Where a feature of bags reads: bag track, window in it, number of the kind in it."""
+
+    track: int
+    window: int
+    number: int
+
+
 class _Newest(msgspec.Struct, frozen=True):
     """Where a latest feature reads: index into the newest row's kept columns."""
 
     place: int
     convert: Converter
+
+
+class _Ratio(msgspec.Struct, frozen=True):
+    """What a ratio divides."""
+
+    numerator: _Slice | _Bags
+    denominator: _Slice | _Bags
+
+
+_Lift: TypeAlias = tuple[int, Any, Compiled | None]
+"""Index of the column, the aggregate or bag kind, the filter of the rows that count for it."""
 
 
 class Layout:
@@ -54,19 +76,26 @@ class Layout:
     """
 
     def __init__(self, view: CompiledView) -> None:
-        latest = sorted({plan.column for plan in view.features if plan.kind == LATEST})
+        leaves = [leaf for plan in view.features for leaf in plan.leaves()]
+        latest = sorted({leaf.column for leaf in leaves if leaf.kind == LATEST})
         self.latest_columns: tuple[int, ...] = tuple(latest)
         lifetime: list[AggregateKey] = []
         by_hop: dict[int, tuple[list[Window], list[AggregateKey]]] = {}
-        for plan in view.features:
-            if plan.kind == LATEST:
+        bags_by_hop: dict[int, tuple[list[Window], list[AggregateKey]]] = {}
+        for leaf in leaves:
+            if leaf.kind == LATEST:
                 continue
-            key = key_of(plan)
-            if plan.window is None:
+            key = key_of(leaf)
+            if is_bag(leaf.kind):
+                windows, keys = bags_by_hop.setdefault(0 if leaf.window is None else leaf.window.hop_us, ([], []))
+                _append_new(windows, leaf.window or _LIFETIME_WINDOW)
+                _append_new(keys, key)
+                continue
+            if leaf.window is None:
                 _append_new(lifetime, key)
                 continue
-            windows, keys = by_hop.setdefault(plan.window.hop_us, ([], []))
-            _append_new(windows, plan.window)
+            windows, keys = by_hop.setdefault(leaf.window.hop_us, ([], []))
+            _append_new(windows, leaf.window)
             _append_new(keys, key)
         hops = sorted(by_hop)
         groups = [lifetime, *[by_hop[hop][1] for hop in hops]]
@@ -76,9 +105,7 @@ class Layout:
                 _append_new(order, key)
         made = {key: make_aggregate(key) for key in order}
         index = {column: place for place, column in enumerate(view.columns)}
-        self._lifts: tuple[tuple[int, Aggregate, Compiled | None], ...] = tuple(
-            [(key.column, made[key], None if key.where is None else key.where.compile(index)) for key in order]
-        )
+        self._lifts: tuple[_Lift, ...] = tuple([_lift(key, made[key], index) for key in order])
         # Groups with the same aggregates share one tuple of deltas: several windows usually ask the same of a row.
         self._groups: tuple[tuple[tuple[int, int], ...], ...] = tuple([_bases(group, order, made) for group in groups])
         self.lifetime_slots: tuple[Pack, ...] = _slots(lifetime, made)
@@ -88,22 +115,65 @@ class Layout:
                 for hop in hops
             ]
         )
-        self.longest_us: int = max((length for track in self.tracks for length in track.lengths_us), default=0)
-        readers: list[_Slice | _Newest] = []
+        bag_hops = sorted(bags_by_hop)
+        bag_order: list[AggregateKey] = []
+        for hop in bag_hops:
+            for key in bags_by_hop[hop][1]:
+                _append_new(bag_order, key)
+        kinds = {key: make_bag_kind(key) for key in bag_order}
+        self._bag_lifts: tuple[_Lift, ...] = tuple([_lift(key, kinds[key], index) for key in bag_order])
+        self.bags: tuple[BagPlan, ...] = tuple(
+            [
+                BagPlan(
+                    hop,
+                    tuple([window.length_us for window in bags_by_hop[hop][0]]),
+                    tuple([(bag_order.index(key), kinds[key]) for key in bags_by_hop[hop][1]]),
+                )
+                for hop in bag_hops
+            ]
+        )
+        lengths = [length for track in self.tracks for length in track.lengths_us]
+        lengths += [length for bags in self.bags for length in bags.lengths_us]
+        self.longest_us: int = max(lengths, default=0)
+
+        def aggregated(leaf: FeaturePlan) -> _Slice | _Bags:
+            key = key_of(leaf)
+            if is_bag(leaf.kind):
+                hop = 0 if leaf.window is None else leaf.window.hop_us
+                windows, keys = bags_by_hop[hop]
+                return _Bags(bag_hops.index(hop), windows.index(leaf.window or _LIFETIME_WINDOW), keys.index(key))
+            if leaf.window is None:
+                track, window, group = LIFETIME, 0, lifetime
+            else:
+                track = hops.index(leaf.window.hop_us)
+                window = by_hop[leaf.window.hop_us][0].index(leaf.window)
+                group = by_hop[leaf.window.hop_us][1]
+            start = sum(len(made[other].slots) for other in group[: group.index(key)])
+            return _Slice(made[key], track, window, start, start + len(made[key].slots))
+
+        readers: list[_Slice | _Bags | _Newest | _Ratio] = []
         for plan in view.features:
             if plan.kind == LATEST:
                 readers.append(_Newest(latest.index(plan.column), converter(plan.dtype)))
-                continue
-            key = key_of(plan)
-            if plan.window is None:
-                track, window, group = LIFETIME, 0, lifetime
+            elif plan.kind == RATIO:
+                readers.append(_Ratio(aggregated(plan.parts[0]), aggregated(plan.parts[1])))
             else:
-                track = hops.index(plan.window.hop_us)
-                window = by_hop[plan.window.hop_us][0].index(plan.window)
-                group = by_hop[plan.window.hop_us][1]
-            start = sum(len(made[other].slots) for other in group[: group.index(key)])
-            readers.append(_Slice(made[key], track, window, start, start + len(made[key].slots)))
-        self.readers: tuple[_Slice | _Newest, ...] = tuple(readers)
+                readers.append(aggregated(plan))
+        self.readers: tuple[_Slice | _Bags | _Newest | _Ratio, ...] = tuple(readers)
+
+    def items(self, values: Sequence[Value], time_us: int, offset: int) -> tuple[tuple[Item, ...], int]:
+        """What a row of these values puts into bags, and how many of its values couldn't be read."""
+        unreadable = 0
+        items: list[Item] = []
+        for column, kind, where in self._bag_lifts:
+            item: Item = None
+            if where is None or where(values) is True:
+                try:
+                    item = kind.lift(values[column] if column >= 0 else None, time_us, offset)
+                except ValueError:
+                    unreadable += 1
+            items.append(item)
+        return tuple(items), unreadable
 
     def deltas(self, values: Sequence[Value]) -> tuple[Deltas, int]:
         """What a row of these values adds, and how many of its values couldn't be read (they add nothing)."""
@@ -151,6 +221,7 @@ class _Blob(msgspec.Struct, array_like=True, gc=False):
     lifetime: list[Any]
     tracks: list[bytes]
     latest: LatestRow | None
+    bags: list[bytes] = []
 
 
 _decode = msgspec.msgpack.Decoder(_Blob).decode
@@ -163,7 +234,7 @@ class EntityState:
     row ever seen. must_rebuild: the newest row went away, and only the contributions know the next one.
     """
 
-    __slots__ = ("applied", "event_time_us", "latest", "layout", "lifetime", "must_rebuild", "rows", "tracks")
+    __slots__ = ("applied", "bags", "event_time_us", "latest", "layout", "lifetime", "must_rebuild", "rows", "tracks")
 
     def __init__(self, layout: Layout, now_us: int) -> None:
         self.layout = layout
@@ -172,6 +243,7 @@ class EntityState:
         self.rows = 0
         self.lifetime: list[int] = [0] * len(layout.lifetime_slots)
         self.tracks: list[Track] = [Track(plan) for plan in layout.tracks]
+        self.bags: list[BagTrack] = [BagTrack(plan) for plan in layout.bags]
         self.latest: LatestRow | None = None
         self.must_rebuild = False
         self.advance(now_us)
@@ -186,16 +258,36 @@ class EntityState:
             track.add(time_us, deltas[place])
             place += 1
 
+    def put(self, time_us: int, items: Sequence[Item], *, is_added: bool) -> None:
+        """Put a row's items into the bags, or take them out again."""
+        for bags in self.bags:
+            bags.shift(time_us, items, is_added=is_added)
+
+    def has_short_bags(self) -> bool:
+        """Only all rows of the entity can say what some bags hold now: see ``refill``."""
+        return any(bags.is_short() for bags in self.bags)
+
+    def refill(self, rows: Sequence[tuple[int, Sequence[Item]]]) -> None:
+        """rows: (time, items) of each live row of the entity that counts."""
+        for bags in self.bags:
+            bags.refill(rows)
+
     def advance(self, now_us: int) -> None:
         """Move all windows to the log time."""
         for track in self.tracks:
             track.advance(now_us)
+        for bags in self.bags:
+            bags.advance(now_us)
 
     def due_us(self) -> int | None:
         """The next log time at which a feature changes by itself."""
         earliest: int | None = None
         for track in self.tracks:
             due = track.due_us()
+            if due is not None and (earliest is None or due < earliest):
+                earliest = due
+        for bags in self.bags:
+            due = bags.due_us()
             if due is not None and (earliest is None or due < earliest):
                 earliest = due
         return earliest
@@ -208,10 +300,17 @@ class EntityState:
                 result.append(
                     None if self.latest is None else _readable(reader.convert, self.latest.values[reader.place])
                 )
-                continue
-            sums = self.lifetime if reader.track < 0 else self.tracks[reader.track].totals[reader.window]
-            result.append(reader.aggregate.read(sums[reader.start : reader.end]))
+            elif isinstance(reader, _Ratio):
+                result.append(_quotient(self._aggregated(reader.numerator), self._aggregated(reader.denominator)))
+            else:
+                result.append(self._aggregated(reader))
         return tuple(result)
+
+    def _aggregated(self, reader: _Slice | _Bags) -> FeatureValue:
+        if isinstance(reader, _Bags):
+            return self.bags[reader.track].read(reader.window, reader.number)
+        sums = self.lifetime if reader.track < 0 else self.tracks[reader.track].totals[reader.window]
+        return reader.aggregate.read(sums[reader.start : reader.end])
 
     def encode(self) -> bytes:
         """The bytes that the store keeps beside the features."""
@@ -223,6 +322,7 @@ class EntityState:
                 list(map(pack_slot, self.layout.lifetime_slots, self.lifetime)),
                 [track.encode() for track in self.tracks],
                 self.latest,
+                [bags.encode() for bags in self.bags],
             )
         )
 
@@ -237,6 +337,7 @@ class EntityState:
         state.rows = blob.rows
         state.lifetime = list(map(unpack_slot, layout.lifetime_slots, blob.lifetime))
         state.tracks = [Track.decode(plan, data, now_us) for plan, data in zip(layout.tracks, blob.tracks, strict=True)]
+        state.bags = [BagTrack.decode(plan, data, now_us) for plan, data in zip(layout.bags, blob.bags, strict=True)]
         state.latest = blob.latest
         state.must_rebuild = False
         return state
@@ -260,6 +361,16 @@ def _readable(convert: Converter, value: Value) -> FeatureValue:
         return convert(value)
     except ValueError:
         return None
+
+
+def _quotient(numerator: FeatureValue, denominator: FeatureValue) -> float | None:
+    if not isinstance(numerator, (int, float)) or not isinstance(denominator, (int, float)) or not denominator:
+        return None
+    return numerator / denominator
+
+
+def _lift(key: AggregateKey, made: Any, index: Mapping[str, int]) -> _Lift:
+    return key.column, made, None if key.where is None else key.where.compile(index)
 
 
 def _append_new(items: list[Any], item: Any) -> None:

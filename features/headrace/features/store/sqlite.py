@@ -427,11 +427,11 @@ def _cells(
 ) -> Iterator[tuple[bytes, str, bytes, str | None, float | None, int]]:
     for field, value, data in zip(codec.view.fields, values, codec.encode_values(values), strict=True):
         text = number = None
-        if value is not None and field.dtype not in (ValueType.BYTES, ValueType.UNIX_TIMESTAMP):
+        if isinstance(value, (int, float, str)) and field.dtype is not ValueType.UNIX_TIMESTAMP:
             if field.dtype is ValueType.FLOAT32 or field.dtype is ValueType.FLOAT64:
                 value = codec.decode_feature(field, data)  # what Feast sees: a Float32 rounded, an int as float
             text = value if isinstance(value, str) else str(value)
-            if not isinstance(value, str | bytes | None):
+            if isinstance(value, (int, float)):
                 number = float(value)
         yield key, field.name, data, text, number, event_s
 
