@@ -345,10 +345,43 @@ async def test_mysql_without_the_right_to_lock_is_refused_with_the_grant(
     run(mysql9, "drop database if exists unlocked", "create database unlocked", "create table unlocked.t (n int)")
     run(mysql9, "drop user if exists lockless", "create user lockless")
     run(mysql9, "grant replication slave, replication client on *.* to lockless", "grant select on *.* to lockless")
-    r = await reader(f"mysql://lockless@127.0.0.1:{mysql9.port}", "unlocked")
-    with pytest.raises(SourceRefused, match="may not lock it") as refused:
-        await until_streaming(r)
-    assert "grant lock tables on `unlocked`.* to" in refused.value.advice
+    words = f"mysql://lockless@127.0.0.1:{mysql9.port}"
+    with pytest.raises(SourceRefused, match="may not lock the tables of unlocked") as refused:
+        await reader(words, "unlocked")
+    cure = "grant lock tables on `unlocked`.* to 'lockless'@'%'"
+    assert cure in refused.value.advice
+    run(mysql9, cure)
+    r = await reader(words, "unlocked")
+    await until_streaming(r)
+    run(mysql9, "revoke lock tables on `unlocked`.* from lockless")
+    with pytest.raises(RequestRefused, match="may not lock"):
+        await r.source.snapshot(["unlocked.t"], "")
+    run(mysql9, cure)
+    await r.source.snapshot(["unlocked.t"], "")
+    run(mysql9, "revoke lock tables on `unlocked`.* from lockless")
+    with pytest.raises(SourceRefused, match="may not lock it"):
+        await r.until(lambda: r.source.status().asked[-1]["is_done"])
+
+
+async def test_wide_rows_come_in_small_chunks(
+    server: MariaDBServer, database: str, reader: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy.CHUNK_BYTES", 10_000)
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy._FIRST_ROWS", 20)
+    run(server, "create table a (id int primary key, v text)", database=database)
+    run(server, "create table b (id int primary key, v text)", database=database)
+    run(server, f"insert into a select seq, 'v' from {numbered(900)}", database=database)
+    run(server, f"insert into b select seq, repeat('v', 1000) from {numbered(100)}", database=database)
+    r = await reader(dsn(server), database)
+    counts: dict[str, list[int]] = {"a": [], "b": []}
+    async with asyncio.timeout(30):
+        while sum(counts["b"]) < 100:
+            batch = await r.source.read()
+            if batch.changes:
+                counts[batch.changes[0].table.table].append(len(batch.changes))
+    assert max(counts["a"]) > 500, "narrow rows come in large ones"
+    assert counts["b"][0] == 20, "of the next table nothing is known again"
+    assert max(counts["b"][1:]) <= 10
 
 
 # asked for by a person

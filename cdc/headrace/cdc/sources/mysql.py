@@ -34,9 +34,9 @@ from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments,
 from headrace.cdc.sources.mysqlasked import asked_names, hold_condition
 from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
 from headrace.cdc.sources.mysqlmonitor import BinlogFiles
-from headrace.cdc.sources.mysqlpreflight import findings, without_key
+from headrace.cdc.sources.mysqlpreflight import findings, rights, unreadable, without_key
 from headrace.cdc.sources.mysqlserver import MySQLServer, ServerFacts
-from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name, read_collations, read_table
+from headrace.cdc.sources.mysqltable import CopiedTable, read_collations, read_table
 from headrace.cdc.sources.preflight import Finding, raise_for
 from headrace.cdc.sources.preparedrows import PreparedRows
 from headrace.cdc.sources.spill import default_folder
@@ -264,8 +264,7 @@ class MySQLSource:
                 continue
             tables.append(table)
             if self._config.snapshot == "initial" and not await server.may_read(*split_name(name)):
-                cure = f"grant select on {quoted_name(*split_name(name))} to {facts.user};"
-                refused.append(Finding("rights", "error", name, "can't be copied: the user may not read it", cure))
+                refused.append(unreadable(table.schema, facts.user))
         return findings(facts, self._config, source=self._name, tables=tables, refused=refused, events=self._events)
 
     # the stream
@@ -457,7 +456,8 @@ class MySQLSource:
             names = asked_names(known, tables, source=self._name)
             collations = await read_collations(server.query)
             for name in names:
-                await self._hold_asked(server, await read_table(server.query, *split_name(name), collations), where)
+                table = await read_table(server.query, *split_name(name), collations)
+                await self._hold_asked(server, facts, table, where)
         except pymysql.err.MySQLError as error:
             raise server_error(error, config=self._config, source=self._name) from error
         except SourceRefused as error:
@@ -467,11 +467,14 @@ class MySQLSource:
         _log.info("source %s: copying again, as asked (number %d): %s", self._name, state.last_copy, ", ".join(names))
         return Asked(state.last_copy, names)
 
-    async def _hold_asked(self, server: MySQLServer, table: CopiedTable | None, where: str) -> None:
+    async def _hold_asked(self, server: MySQLServer, facts: ServerFacts, table: CopiedTable | None, where: str) -> None:
         if table is None:
             return  # gone since
-        if not table.key:
-            finding = without_key(table, source=self._name)
+        found = [without_key(table, source=self._name)] if not table.key else []
+        found += rights(facts, msgspec.structs.replace(self._config, snapshot="initial"), [table])
+        if not await server.may_read(table.schema.schema, table.schema.table):
+            found.append(unreadable(table.schema, facts.user))
+        for finding in found:
             if finding.severity == "error":
                 raise RequestRefused(f"{finding.object} {finding.message}", advice=finding.cure)
         if where:

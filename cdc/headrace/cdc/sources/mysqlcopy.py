@@ -40,7 +40,8 @@ from headrace.cdc.sources.pgwindow import filled, old_key, row_key, rows_by_key
 CHUNK_ROWS = 5000
 CHUNK_BYTES = 2 << 20
 """A chunk holds about so much, by the size of the rows before it: rows of any width are read in about so much memory."""
-_FIRST_ROWS = 500
+_FIRST_ROWS = 100
+"""Of a table whose rows' size isn't known yet."""
 _NOTED_CHANGES = 50_000
 _RETRY_S = 0.05
 _BUSY_RETRY_S = 2.0
@@ -408,6 +409,8 @@ class MySQLCopier:
         if copy.key != key:
             # Under another order of the keys "behind the last one" means other rows.
             copy.after, copy.is_read, copy.again, copy.key = (), False, [], key
+        if not copy.after:
+            self._row_bytes = CHUNK_BYTES / _FIRST_ROWS
         try:
             read = await self._read_chunk(table, copy) if table.key else await self._read_whole(table)
         except pymysql.err.MySQLError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from headrace.cdc.config import EventConfig
-from headrace.cdc.event import MESSAGE_SCHEMA
+from headrace.cdc.event import MESSAGE_SCHEMA, TableSchema
 from headrace.cdc.sources.mysql_config import MySQLConfig
 from headrace.cdc.sources.mysqlserver import ServerFacts
 from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name
@@ -34,7 +34,7 @@ def findings(
     found = [
         *_binlog(facts),
         *_place(facts, config, source),
-        *_rights(facts, config, tables),
+        *rights(facts, config, tables),
         *_filters(facts, tables),
         *_patterns(facts, config, source),
         *refused,
@@ -141,7 +141,8 @@ def _place(facts: ServerFacts, config: MySQLConfig, source: str) -> Iterator[Fin
         )
 
 
-def _rights(facts: ServerFacts, config: MySQLConfig, tables: Sequence[CopiedTable]) -> Iterator[Finding]:
+def rights(facts: ServerFacts, config: MySQLConfig, tables: Sequence[CopiedTable]) -> Iterator[Finding]:
+    """What the user may not do, as far as its grants say it."""
     if not facts.grants or any(" ON " not in grant for grant in facts.grants):
         return  # it has roles, whose rights aren't listed
     user = facts.user or "the user"
@@ -242,6 +243,17 @@ def table_findings(table: CopiedTable, config: MySQLConfig, source: str) -> Iter
         )
 
 
+def unreadable(table: TableSchema, user: str) -> Finding:
+    """Of a table that is to be copied, and that the user may not select from."""
+    return Finding(
+        "rights",
+        "error",
+        table.name,
+        "can't be copied: the user may not read it",
+        f"grant select on {quoted_name(table.schema, table.table)} to {user};",
+    )
+
+
 def without_key(table: CopiedTable, *, source: str) -> Finding:
     """Of a table whose rows can't be read in the order of a key."""
     name, alter = table.schema.name, f"alter table {quoted_name(table.schema.schema, table.schema.table)}"
@@ -308,4 +320,4 @@ def _events(tables: Sequence[CopiedTable], events: Mapping[str, EventConfig]) ->
                 )
 
 
-__all__ = ["findings", "table_findings", "without_key"]
+__all__ = ["findings", "rights", "table_findings", "unreadable", "without_key"]
