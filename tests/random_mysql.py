@@ -34,6 +34,7 @@ _KEYS = {
     "decimal": "decimal(20,3)",
 }
 _OWN_SESSION = "set session sql_mode = '', time_zone = '+00:00', innodb_lock_wait_timeout = {}, lock_wait_timeout = 1, autocommit = 0"
+_INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint")
 _HOSTILE = (
     "set global time_zone = '+05:45'",
     "set global sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT,PAD_CHAR_TO_FULL_LENGTH'",
@@ -458,7 +459,7 @@ def _asked(kind: str, quoted: str, *, is_text: bool) -> str:
         return f"{quoted} + 0"
     if kind == "float":
         return f"cast({quoted} as double)"
-    if kind == "double" or kind.endswith("int"):
+    if kind == "double" or kind in _INTEGERS:
         return quoted
     if kind in ("date", "time", "datetime", "timestamp", "decimal"):
         return f"cast({quoted} as char)"
@@ -470,7 +471,7 @@ def _said(value: Any, kind: str) -> Any:
         return None
     if kind == "bit":
         return int(value)
-    if kind == "year" or kind.endswith("int"):
+    if kind == "year" or kind in _INTEGERS:
         return int(value)
     if kind == "double":
         return float(value)

@@ -237,7 +237,7 @@ async def judge(path: Path, driver: RandomMySQL, progress: Progress, seed: int) 
             offset = batch.next_offset
     assert len(seen) == len(set(seen)), f"seed {seed}: a transaction came twice"
     assert [place_of(gtid) for gtid in seen] == sorted(place_of(gtid) for gtid in seen), f"seed {seed}: out of order"
-    assert checks, f"seed {seed}: nothing was compared"
+    assert checks or has_copy, f"seed {seed}: nothing was compared"
     for name in driver.tables:
         columns, wanted = driver.truth(name)
         hold_equal(fold, f"{driver.database}.{name}", columns, wanted, f"seed {seed}: at the end")
