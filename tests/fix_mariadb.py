@@ -92,6 +92,13 @@ class MariaDBServer:
             self._process.wait()
             self._process = None
 
+    def stop(self) -> None:
+        """End it in an orderly way."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(_READY_S)
+            self._process = None
+
     def remove(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

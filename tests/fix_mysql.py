@@ -102,11 +102,10 @@ def command() -> list[str | Path]:
 
 
 @pytest.fixture(scope="session")
-def mysql9() -> Iterator[MySQLServer]:
+def mysql9_template() -> Iterator[Path]:
     template = Path(tempfile.mkdtemp(prefix="headrace-mysql-template-"))
     template.chmod(0o755)
     give(template)
-    made: MySQLServer | None = None
     try:
         subprocess.run(
             [*command(), f"--datadir={template / 'data'}", "--initialize-insecure", "--innodb-redo-log-capacity=8M"],
@@ -114,10 +113,16 @@ def mysql9() -> Iterator[MySQLServer]:
             capture_output=True,
             **as_server_user(),
         )
-        made = MySQLServer(template / "data")
+        yield template / "data"
+    finally:
+        shutil.rmtree(template, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mysql9(mysql9_template: Path) -> Iterator[MySQLServer]:
+    made = MySQLServer(mysql9_template)
+    try:
         made.start()
         yield made
     finally:
-        if made is not None:
-            made.remove()
-        shutil.rmtree(template, ignore_errors=True)
+        made.remove()

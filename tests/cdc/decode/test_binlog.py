@@ -211,6 +211,22 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pymysql.connections.Connection, "__init__", init)
 
 
+def test_columns_beside_each_other_keep_their_signs_and_charsets(db: Watched) -> None:
+    """The binlog tells both by the how-manieth of a group: who belongs to it differs between the servers."""
+    db.run(
+        "create table t (y year, b bigint unsigned, s smallint, e enum('ä'), u tinyint unsigned, t text character set latin1,"
+        " g geometry, v varchar(9) character set utf8mb3, bin blob, d decimal(3) unsigned, w set('ö'), p point, x text, i int unsigned)"
+    )
+    db.run(
+        "insert into t values (2155, 18446744073709551615, -1, 'ä', 255, 'ä', point(1, 2), 'ä', 'a', 9, 'ö', point(1, 2), 'ä', 4294967295)"
+    )
+    (change,) = db.changes()
+    assert change.after is not None
+    geometry = f"0x{db.run('select lower(hex(g)) from t')[0][0]}"
+    texts = ("ä", geometry, "ä", "0x61", "9", "ö", geometry, "ä", 4294967295)
+    assert change.after == (2155, 18446744073709551615, -1, "ä", 255, *texts)
+
+
 def test_bytes_that_are_no_text_are_marked(db: Watched) -> None:
     db.run("create table t (v varchar(10) character set armscii8)")
     db.run("insert into t values (_armscii8 x'b2b3')")

@@ -481,7 +481,7 @@ class BinlogDecoder:
         if known is None:
             if len(self._maps) > 10_000:
                 self._maps.clear()
-            table = parse_table_map(body, self._wants)
+            table = parse_table_map(body, self._wants, is_mariadb=isinstance(self.gtids, MariaDBGtids))
             known = self._maps[body[8:]] = _Mapped(table, is_wanted=self._wants(table.schema, table.table))
         self._by_id[int.from_bytes(body[:6], "little")] = known
 

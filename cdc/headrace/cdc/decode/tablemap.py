@@ -27,7 +27,7 @@ _METADATA_BYTES = {
     STRING: 2, VAR_STRING: 2, ENUM: 2, SET: 2, GEOMETRY: 1, JSON: 1, VECTOR: 1, TIMESTAMP2: 1, DATETIME2: 1, TIME2: 1,
     BLOB_COMPRESSED: 1, VARCHAR_COMPRESSED: 2,
 }  # fmt: skip
-_NUMERIC = frozenset((TINY, SHORT, INT24, LONG, LONGLONG, NEWDECIMAL, FLOAT, DOUBLE))
+_NUMERIC = frozenset((TINY, SHORT, INT24, LONG, LONGLONG, NEWDECIMAL, FLOAT, DOUBLE, YEAR))
 _CHARACTER = frozenset(
     (VARCHAR, VAR_STRING, STRING, BLOB, TINY_BLOB, MEDIUM_BLOB, LONG_BLOB, BLOB_COMPRESSED, VARCHAR_COMPRESSED)
 )
@@ -89,18 +89,20 @@ def type_name(column: MappedColumn) -> str:
     return _NAMES[kind] + (" unsigned" if column.is_unsigned and kind != YEAR else "")
 
 
-def parse_table_map(body: bytes, wants: Callable[[str, str], bool] = lambda schema, table: True) -> TableMap:
+def parse_table_map(
+    body: bytes, wants: Callable[[str, str], bool] = lambda schema, table: True, *, is_mariadb: bool
+) -> TableMap:
     """The body of event 19, without header and checksum. wants: of another table only the name is told.
 
     Raises DecodeError, also where the server doesn't send the columns' names.
     """
     try:
-        return _parse(body, wants)
-    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        return _parse(body, wants, is_mariadb=is_mariadb)
+    except (IndexError, ValueError, struct.error) as error:
         raise DecodeError("the table map ends too early, or makes no sense", kind="Table_map") from error
 
 
-def _parse(body: bytes, wants: Callable[[str, str], bool]) -> TableMap:
+def _parse(body: bytes, wants: Callable[[str, str], bool], *, is_mariadb: bool) -> TableMap:
     table_id = int.from_bytes(body[:6], "little")
     pos = 8
     schema, pos = _counted(body, pos, body[pos], 1)
@@ -130,7 +132,7 @@ def _parse(body: bytes, wants: Callable[[str, str], bool]) -> TableMap:
             value = int.from_bytes(raw, "little")
         metadata.append(value)
     pos += (count + 7) // 8
-    return _with_names(table_id, schema, table, types, metadata, body, pos)
+    return _with_names(table_id, schema, table, types, metadata, body, pos, is_mariadb=is_mariadb)
 
 
 def _counted(body: bytes, pos: int, length: int, head: int) -> tuple[str, int]:
@@ -160,7 +162,15 @@ def packed(body: bytes, pos: int) -> tuple[int, int]:
 
 
 def _with_names(
-    table_id: int, schema: str, table: str, types: list[int], metadata: list[int], body: bytes, pos: int
+    table_id: int,
+    schema: str,
+    table: str,
+    types: list[int],
+    metadata: list[int],
+    body: bytes,
+    pos: int,
+    *,
+    is_mariadb: bool,
 ) -> TableMap:
     optional: dict[int, bytes] = {}
     while pos < len(body):
@@ -179,7 +189,9 @@ def _with_names(
     if len(names) != len(types):
         raise IndexError
     unsigned = _signedness(optional.get(1, b""), types)
-    collations = _collations(types, _CHARACTER, optional, 2, 3)
+    # A geometry is a blob with a collation for MariaDB, and none of the character columns for MySQL.
+    texts = _CHARACTER | {GEOMETRY} if is_mariadb else _CHARACTER
+    collations = _collations(types, texts, optional, 2, 3)
     of_labels = _collations(types, frozenset((ENUM, SET)), optional, 10, 11)
     enums, sets = iter(_lists(optional.get(6, b""))), iter(_lists(optional.get(5, b"")))
     visible = optional.get(12, b"")
@@ -205,7 +217,7 @@ def _with_names(
 
 
 def _signedness(bits: bytes, types: list[int]) -> list[bool]:
-    """One bit a numeric column, the highest first. MariaDB counts YEAR among them; the number of bytes can't always tell."""
+    """One bit a numeric column, the highest first. Both servers count YEAR among them (MariaDB 10.11, MySQL 9.7)."""
     numeric = [index for index, kind in enumerate(types) if kind in _NUMERIC]
     found = [False] * len(types)
     for place, index in enumerate(numeric):

@@ -7,8 +7,6 @@ already. What the loop hasn't taken is bounded; when that is full the thread wai
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 import struct
 import threading
 import time
@@ -22,6 +20,7 @@ from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.mysqlpacket import EventPackets
 from headrace.cdc.decode.mysqlpayload import varying
 from headrace.cdc.errors import HistoryMismatch, SourceRefused, SourceUnavailable
+from headrace.cdc.sources.mysqlserver import shut_down
 
 _REGISTER, _DUMP, _DUMP_GTID = 0x15, 0x12, 0x1E
 _GULP_BYTES = 1 << 18
@@ -170,9 +169,8 @@ class BinlogStream:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        # Closed alone, the thread would go on waiting for bytes of it.
-        with contextlib.suppress(OSError):
-            connection._sock.shutdown(socket.SHUT_RDWR)
+        # Closed alone, the thread would go on waiting for bytes of it. There is no socket any more where the link went while the dump began.
+        shut_down(connection)
         thread, self._thread = self._thread, None
         if thread is not None:
             with self._room:

@@ -124,7 +124,7 @@ _REFUSALS = {
 def server_error(error: pymysql.err.MySQLError, *, config: MySQLConfig, source: str) -> SourceError:
     """PyMySQL's error as one of ours: named by source and server, with what to do."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-    said = str(error.args[1] if len(error.args) > 1 else error).splitlines()[0]
+    said = (str(error.args[1] if len(error.args) > 1 else error).splitlines() or ["the connection is closed"])[0]
     server = safe_name(config.dsn)
     if number in _REFUSALS:
         return SourceRefused(

@@ -73,6 +73,10 @@ def _words(listed: object) -> tuple[str, ...]:
     return tuple([word for word in str(listed or "").split(",") if word])
 
 
+_SESSION = "set time_zone = '+00:00', wait_timeout = 2147483, sql_mode = '', sql_select_limit = 18446744073709551615"
+"""The server's global settings must change nothing: under a sql_select_limit even SHOW and the catalogue are cut short."""
+
+
 def shut_down(connection: Any) -> None:
     """Make whoever waits on it in a thread fail now."""
     with contextlib.suppress(OSError, AttributeError):
@@ -93,7 +97,7 @@ class MySQLServer:
     def _connect(self) -> Any:
         connection = pymysql.connect(**self._arguments, read_timeout=30, write_timeout=30)
         with connection.cursor() as cursor:
-            cursor.execute("set time_zone = '+00:00', wait_timeout = 2147483")
+            cursor.execute(_SESSION)
         return connection
 
     async def query(self, text: str, *args: object) -> list[tuple[Any, ...]]:
@@ -112,7 +116,7 @@ class MySQLServer:
         arguments: dict[str, Any] = {**self._arguments, "use_unicode": False, "conv": outward, "read_timeout": 3600}
         connection: Any = pymysql.connect(**arguments)
         with connection.cursor() as cursor:
-            cursor.execute("set time_zone = '+00:00', wait_timeout = 2147483, sql_mode = ''")
+            cursor.execute(_SESSION)
         return connection
 
     async def lock(self, name: str) -> bool:
