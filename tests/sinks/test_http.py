@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "destinations"
 SECRET = base64.b64encode(b"a secret of 24 bytes ...").decode()
 ENVIRON = {
     "CIO_SITE_ID": "site", "CIO_API_KEY": "key", "AMPLITUDE_API_KEY": "akey", "WEBHOOK_URL": "https://me.example/hook?a=1",
-    "WEBHOOK_SECRET": SECRET,
+    "WEBHOOK_SECRET": SECRET, "PUBSUB_PROJECT": "p", "PUBSUB_TOPIC": "t", "PUBSUB_TOKEN": "tok",
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ async def test_a_definition_makes_what_the_service_asks_for(name: str) -> None:
 
 
 def test_the_examples_are_all_there() -> None:
-    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*EXAMPLES, "webhook"}
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == {*EXAMPLES, "webhook", "pubsub"}
 
 
 async def test_a_webhook_is_signed_as_standard_webhooks_asks() -> None:
@@ -106,6 +106,18 @@ def test_a_body_with_braces_is_signed_as_it_is() -> None:
     body = b'{"a":"{timestamp}{url}"}'
     expected = hmac.digest(b"s", body + b"|http://h/", "sha1").hex()
     assert sign(auth, "POST", "http://h/", body, "e", 5) == {"x-sig": expected}
+
+
+async def test_pubsub_gets_data_in_base64_with_an_ordering_key() -> None:
+    async with http_stub(load_part(FOLDER / "pubsub.yaml", Destination, ENVIRON)) as (stub, sink):
+        item = sink.prepare(event(), 0, "u1")
+        assert item is not None
+        await sink.send(item.call, [item])
+        assert stub.requests[0][:2] == ("POST", "/v1/projects/p/topics/t:publish")
+        ((message,),) = stub.bodies
+    assert message.keys() == {"data", "orderingKey", "attributes"}
+    assert msgspec.json.decode(base64.b64decode(message["data"]))["id"] == "web-7"
+    assert (message["orderingKey"], message["attributes"]["id"]) == ("u1", "web-7")
 
 
 async def test_url_and_headers_of_an_event_are_encoded() -> None:
@@ -176,6 +188,11 @@ async def test_a_connection_that_breaks_off_is_an_outage() -> None:
         ("{properties.total:number}", 9.9),
         ("{properties.n.a}", [1]),
         ("{properties.n.a:text}", "[1]"),
+        ("{name:lower}", "order completed"),
+        ("{id:base64}", "d2ViLTc="),
+        ("{id:sha256}", hashlib.sha256(b"web-7").hexdigest()),
+        ("{name:sha256_lower}", hashlib.sha256(b"order completed").hexdigest()),
+        ("{properties.none:sha256_lower}", None),
         ("n={properties.n}", 'n={"a":[1]}'),
         ("{properties.none|-}", "-"),
         ("{{{id}}}", "{web-7}"),
@@ -194,7 +211,7 @@ def test_a_template(text: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{idd}", "is no field"), ("a}b", "lone brace"), ("{id.x}", "has no parts"), ("{id:float}", "number or text"),
+        ("{idd}", "is no field"), ("a}b", "lone brace"), ("{id.x}", "has no parts"), ("{id:float}", "a value can be made number, text, lower"),
     ],
 )  # fmt: skip
 def test_a_wrong_template_is_told_with_the_file(text: str, words: str) -> None:

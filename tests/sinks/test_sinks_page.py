@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from headrace.cdc import config as configuration
@@ -27,4 +28,25 @@ def test_the_configuration_and_the_definition_on_the_page_are_valid(tmp_path: Pa
     made = {name: make_sink(name, choice, config) for name, choice in config.sections["sinks"].items()}
     assert {name: [call.name for call in sink.calls] for name, sink in made.items()} == {
         "crm": ["0"], "hook": ["0"], "recs": ["events", "users"],
+    }  # fmt: skip
+
+
+def test_the_streams_on_their_page_are_valid(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "destinations" / "streams.md").read_text(), re.DOTALL)
+    (tmp_path / "pubsub.yaml").write_text((DOCS / "destinations" / "pubsub.yaml").read_text())
+    tree = yaml.safe_load(text) | {"sources": {"shop": {"type": "postgres", "dsn": "host=none"}}}
+    environ = {
+        "KAFKA_PASSWORD": "p",
+        "NATS_TOKEN": "t",
+        "PUBSUB_PROJECT": "p",
+        "PUBSUB_TOPIC": "t",
+        "PUBSUB_TOKEN": "t",
+    }
+    config = configuration.parse(tree, folder=tmp_path, environ=environ)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        made = {name: make_sink(name, choice, config) for name, choice in config.sections["sinks"].items()}
+    assert {name: sink.calls[0].is_run for name, sink in made.items()} == {
+        "kafka": True, "nats": False, "redis": True, "kinesis": False, "pubsub": True,
     }  # fmt: skip
