@@ -7,7 +7,8 @@ with a path (``properties.total``, ``context.traits.email``); times as ``occurre
 ``cloudevent``, ``debezium`` and ``segment`` are the same in the shapes of envelope.py.
 
 ``{properties.total:number}`` and ``:text`` make a value that type: exact numbers of a database come as text. ``:lower`` trims and lowers;
-``:sha256`` (hexadecimal) and ``:base64`` are of the value as text, ``:sha256_lower`` of the trimmed text in lower case.
+``:sha256`` (hexadecimal) and ``:base64`` are of the value as text, ``:sha256_lower`` of the trimmed text in lower case; ``:md5`` shortens an id,
+``:snake`` makes ``order_completed`` of ``Order Completed``.
 
 A field the event lacks, or that is null, is left out of its object; ``{field!}`` must be there, else the event is a dead letter;
 ``{field|text}`` has a default. ``{{`` and ``}}`` are braces. Pure.
@@ -32,6 +33,7 @@ from headrace.sinks.envelope import SHAPES
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _REFERENCE: Final = re.compile(r"\{\{|\}\}|\{([a-z_]+)((?:\.[^.{}|!:]+)*)(:[a-z0-9_]+)?(!|\|[^{}]*)?\}|[{}]")
+_NO_WORD: Final = re.compile(r"[^A-Za-z0-9]+")
 _WHOLE: Final = re.compile(r"-?\d{1,18}")
 _decode = msgspec.json.decode
 
@@ -262,6 +264,9 @@ _TEXTS: Final[dict[str, Callable[[str], str]]] = {
     "sha256": lambda text: hashlib.sha256(text.encode()).hexdigest(),
     # As services want e-mail addresses hashed: equal ones must hash equally however a person typed them.
     "sha256_lower": lambda text: hashlib.sha256(text.strip().lower().encode()).hexdigest(),
+    # No protection: a short id of a long one, for services whose ids are short.
+    "md5": lambda text: hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
+    "snake": lambda text: _NO_WORD.sub("_", text).strip("_").lower(),
     "base64": lambda text: base64.b64encode(text.encode()).decode(),
 }
 _FILTERS: Final = ("number", *_TEXTS)
