@@ -12,6 +12,7 @@ have_postgres() {
 have_postgres || packages+=(postgresql)
 command -v redis-server >/dev/null || packages+=(redis-server)
 command -v mariadbd >/dev/null || [ -x /usr/sbin/mariadbd ] || packages+=(mariadb-server)
+command -v nats-server >/dev/null || packages+=(nats-server)
 [ ${#packages[@]} -gt 0 ] || exit 0
 # .ci/venv.sh would ask next: one line to type is better than two.
 if [ ! -x .venv/bin/python ] && ! command -v uv >/dev/null && ! python3 -c 'import ensurepip' >/dev/null 2>&1; then

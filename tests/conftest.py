@@ -6,6 +6,6 @@ from hot_twins import install, pytest_collection_modifyitems, pytest_report_head
 
 install()  # first: from here on an import of headrace may bring a hot module
 
-pytest_plugins = ["fix_servers", "fix_features", "fix_mariadb", "fix_mysql", "fix_wire"]
+pytest_plugins = ["fix_servers", "fix_features", "fix_mariadb", "fix_mysql", "fix_streams", "fix_wire"]
 
 __all__ = ["pytest_collection_modifyitems", "pytest_plugins", "pytest_report_header"]

@@ -24,6 +24,7 @@ from headrace.cdc.errors import ConfigError, SinkError
 from headrace.sinks.base import SinkChoice, SinkFinding
 from headrace.sinks.deadletter import MemorySinkStore
 from headrace.sinks.delivery import cursor_group, make_sink
+from headrace.sinks.shipped import names
 from headrace.sinks.sinkfile import SinkFile, sink_store
 
 _FOUND = 7
@@ -39,6 +40,7 @@ def _configure(parser: ArgumentParser) -> None:
     checked.add_argument("--sink", action="append", default=[], metavar="NAME", help="only this sink; may be repeated")
     for parser_ in (shown, checked):
         parser_.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    actions.add_parser("definitions", help="list the services whose definitions are shipped")
     for action, text in (("pause", "begin no further request until resume"), ("resume", "go on after pause")):
         switch = actions.add_parser(action, help=text)
         switch.add_argument("sink", metavar="SINK", help="name of the sink")
@@ -46,6 +48,9 @@ def _configure(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
+    if arguments.action == "definitions":
+        print("\n".join(names()))
+        return 0
     config = load(Path(arguments.config))
     match arguments.action:
         case "ls":

@@ -22,6 +22,7 @@ from headrace.cdc.event import CustomerEvent
 from headrace.sinks.base import CallSpec, Item, SinkFinding, SinkSection
 from headrace.sinks.httpanswer import read_answer
 from headrace.sinks.httpdefinition import ActionConfig, AuthConfig, Destination, HttpConfig
+from headrace.sinks.shipped import shipped
 from headrace.sinks.template import Subject, Template, Text
 from headrace.sinks.transport import HttpClient, NoReply
 from headrace.sinks.verdict import Answer, outage
@@ -98,8 +99,8 @@ class HttpSink:
             destination = section.destination
         else:
             assert section.definition is not None
-            path = config.path(section.definition)
             try:
+                path = shipped(section.definition) or config.path(section.definition)
                 destination = load_part(path, Destination)
             except ConfigError as error:
                 raise ConfigError(

@@ -202,7 +202,10 @@ class HttpConfig(SinkSection, frozen=True, kw_only=True):
 
     definition: Annotated[
         str | None,
-        Meta(description="File that describes the destination, as `destination` does here.", examples=["crm.yaml"]),
+        Meta(
+            description="A shipped definition by its name (`headrace sink definitions`), or a file such as `crm.yaml`.",
+            examples=["amplitude", "crm.yaml"],
+        ),
     ] = None
     destination: Annotated[
         Destination | None, Meta(description="The destination itself, where a file of its own isn't worth it.")

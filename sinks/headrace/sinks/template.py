@@ -6,7 +6,9 @@ with a path (``properties.total``, ``context.traits.email``); times as ``occurre
 ``event`` is everything, as ``headrace tail --json`` prints it but for its place in our log, which a replay from the dead letters no longer has;
 ``cloudevent``, ``debezium`` and ``segment`` are the same in the shapes of envelope.py.
 
-``{properties.total:number}`` and ``:text`` make a value that type: exact numbers of a database come as text.
+``{properties.total:number}`` and ``:text`` make a value that type: exact numbers of a database come as text. ``:lower`` trims and lowers;
+``:sha256`` (hexadecimal) and ``:base64`` are of the value as text, ``:sha256_lower`` of the trimmed text in lower case; ``:md5`` shortens an id,
+``:snake`` makes ``order_completed`` of ``Order Completed``.
 
 A field the event lacks, or that is null, is left out of its object; ``{field!}`` must be there, else the event is a dead letter;
 ``{field|text}`` has a default. ``{{`` and ``}}`` are braces. Pure.
@@ -14,6 +16,8 @@ A field the event lacks, or that is null, is left out of its object; ``{field!}`
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +32,8 @@ from headrace.sinks.base import Unfit
 from headrace.sinks.envelope import SHAPES
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_REFERENCE: Final = re.compile(r"\{\{|\}\}|\{([a-z_]+)((?:\.[^.{}|!:]+)*)(:[a-z]+)?(!|\|[^{}]*)?\}|[{}]")
+_REFERENCE: Final = re.compile(r"\{\{|\}\}|\{([a-z_]+)((?:\.[^.{}|!:]+)*)(:[a-z0-9_]+)?(!|\|[^{}]*)?\}|[{}]")
+_NO_WORD: Final = re.compile(r"[^A-Za-z0-9]+")
 _WHOLE: Final = re.compile(r"-?\d{1,18}")
 _decode = msgspec.json.decode
 
@@ -207,8 +212,8 @@ def _reference(name: str, path: str, type: str, ending: str) -> Reader:
     keys = path.split(".")[1:]
     if keys and name not in _PARTS:
         raise ValueError(f"{{{name}{path}}}: {name} has no parts")
-    if type not in ("", ":number", ":text"):
-        raise ValueError(f"{{{name}{path}{type}}}: a value can be made number or text")
+    if type and type[1:] not in _FILTERS:
+        raise ValueError(f"{{{name}{path}{type}}}: a value can be made {', '.join(_FILTERS)}")
     plain = _typed(_reader(name, keys), f"{name}{path}", type[1:])
     if ending == "!":
 
@@ -238,8 +243,8 @@ def _typed(read: Reader, name: str, type: str) -> Reader:
         value = read(subject)
         if value is MISSING:
             return value
-        if type == "text":
-            return _spelled(value)
+        if type != "number":
+            return _TEXTS[type](_spelled(value))
         if isinstance(value, int | float) and not isinstance(value, bool):
             return value
         try:
@@ -251,6 +256,20 @@ def _typed(read: Reader, name: str, type: str) -> Reader:
         return int(value) if isinstance(value, str) and _WHOLE.fullmatch(value) else found
 
     return typed
+
+
+_TEXTS: Final[dict[str, Callable[[str], str]]] = {
+    "text": lambda text: text,
+    "lower": lambda text: text.strip().lower(),
+    "sha256": lambda text: hashlib.sha256(text.encode()).hexdigest(),
+    # As services want e-mail addresses hashed: equal ones must hash equally however a person typed them.
+    "sha256_lower": lambda text: hashlib.sha256(text.strip().lower().encode()).hexdigest(),
+    # No protection: a short id of a long one, for services whose ids are short.
+    "md5": lambda text: hashlib.md5(text.encode(), usedforsecurity=False).hexdigest(),
+    "snake": lambda text: _NO_WORD.sub("_", text).strip("_").lower(),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+}
+_FILTERS: Final = ("number", *_TEXTS)
 
 
 def _reader(name: str, keys: list[str]) -> Reader:
