@@ -38,6 +38,7 @@ ADAPTERS = {
     "aiohttp": [
         "cdc/headrace/cdc/consumer.py",
         "cdc/headrace/cdc/sources/collector_http.py",
+        "cdc/headrace/cdc/sources/webhook_http.py",
         "cdc/headrace/cdc/web.py",
         "cdc/headrace/cdc/web/",
         "features/headrace/features/engine.py",

@@ -66,7 +66,7 @@ class Application:
                     continue
                 normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)
                 self._captures.append(Capture(source, normaliser, log, metrics))
-            _check_one(self._pushed)
+            _check_paths(self._pushed)
             metrics.watch_sources(self.source_status)
             server = WebServer(
                 self._config.server,
@@ -180,14 +180,17 @@ class Application:
         return statuses | {source.name: source.status() for source in self._pushed}
 
 
-def _check_one(pushed: Sequence[PushedSource]) -> None:
+def _check_paths(pushed: Sequence[PushedSource]) -> None:
     """Raises ConfigError for two sources that would answer the same paths."""
-    if len(pushed) > 1:
-        raise ConfigError(
-            "two sources of type http would answer the same paths",
-            problems=tuple(f"sources.{source.name}: is one of {len(pushed)}" for source in pushed),
-            advice="keep one, with the write keys of all of them: events carry the name of their key",
-        )
+    for source in pushed:
+        same = [other for other in pushed if other.claims == source.claims]
+        if len(same) > 1:
+            raise ConfigError(
+                f"two sources would answer {source.claims}",
+                problems=tuple(f"sources.{other.name}: is one of {len(same)}" for other in same),
+                advice="of type http keep one, with the write keys of all of them (events carry the name of their key);"
+                " of type webhook give each a path of its own",
+            )
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:

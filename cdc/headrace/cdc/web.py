@@ -96,8 +96,8 @@ class WebServer:
             if source.needs_local_clients and not is_loopback(self._address.host):
                 raise ServerError(
                     f"server.listen is {self._address}, which other machines can reach, and sources.{source.name} has no"
-                    " write_keys: anybody could send events",
-                    advice=f'set write_keys: {{"${{WEB_KEY}}": website}} under sources.{source.name}, or listen on 127.0.0.1',
+                    f" {source.needs.partition(':')[0]}: anybody could send events",
+                    advice=f"set {source.needs} under sources.{source.name}, or listen on 127.0.0.1",
                 )
         self._pushed = pushed
         self._letters = letters

@@ -144,6 +144,20 @@ def read_call(raw: Raw | bytes) -> SdkCall | Refusal:
     return read_call(mended)
 
 
+def read_value(raw: bytes) -> bytes | Refusal:
+    """Any JSON value, so that every consumer can decode it: its bytes, halves of surrogate pairs mended, or why it can't be."""
+    try:
+        _read_any(raw)
+    except UnicodeDecodeError:
+        return Refusal("not_utf8", "the body's bytes are not UTF-8")
+    except RecursionError:
+        return _TOO_DEEP
+    except (msgspec.MsgspecError, ValueError):
+        mended = _without_lone_surrogates(raw)
+        return Refusal("not_json", "the body is not valid JSON") if mended is None else read_value(mended)
+    return _TOO_DEEP if len(raw) > 2 * MAX_DEPTH and _is_deep(raw) else raw
+
+
 _TOO_DEEP: Final = Refusal("too_deep", f"the event nests arrays and objects more than {MAX_DEPTH} deep")
 
 

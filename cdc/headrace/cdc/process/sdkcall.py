@@ -220,6 +220,14 @@ def _time_us(value: Scalar) -> int | None:
     return at_us
 
 
+def moment_us(value: Scalar) -> int | Refusal | None:
+    """Microseconds since 1970 UTC of ISO 8601, or of a number of seconds or milliseconds; None for an absent time."""
+    try:
+        return _time_us(value)
+    except _RefusedError as refused:
+        return refused.refusal
+
+
 def _occurred_us(original_us: int | None, sent_at: Scalar, delivery: Delivery) -> int:
     if original_us is None:
         return delivery.received_us

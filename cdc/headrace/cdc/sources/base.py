@@ -132,6 +132,16 @@ class PushedSource(Protocol):
         """Whether only this machine's own programs may reach it."""
         ...
 
+    @property
+    def needs(self) -> str:
+        """What to configure so that other machines may send, as it stands in the file."""
+        ...
+
+    @property
+    def claims(self) -> str:
+        """The paths that it answers, in words or as one path: no two sources may claim the same."""
+        ...
+
     def attach(
         self,
         log: EventLog,

@@ -148,6 +148,16 @@ class Collector:
         """Without write keys anybody who can reach the server could write: only this machine may."""
         return not self.config.write_keys
 
+    @property
+    def needs(self) -> str:
+        """See PushedSource."""
+        return 'write_keys: {"${WEB_KEY}": website}'
+
+    @property
+    def claims(self) -> str:
+        """See PushedSource."""
+        return "the paths of the SDKs"
+
     def attach(
         self,
         log: EventLog,

@@ -18,6 +18,7 @@ import msgspec
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, SeenIds
 from headrace.cdc.process.sdkcall import Delivery, Identified
+from headrace.cdc.process.webhook import Came
 
 HELD_BYTES: Final = 32 << 20
 _GROUP_BYTES: Final = 4 << 20
@@ -37,7 +38,7 @@ class Taken(msgspec.Struct, gc=False):
 
     identified: Identified
     raw: msgspec.Raw | bytes
-    delivery: Delivery
+    delivery: Delivery | Came
 
 
 class Post(msgspec.Struct, gc=False):
