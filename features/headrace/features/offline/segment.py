@@ -108,9 +108,11 @@ def rewrite(source: Path, target: Path, mask: Any) -> None:
 def keep_until(source: Path, target: Path, offset: int) -> None:
     """Copy the rows up to an offset. Raises OSError."""
     compute = importlib.import_module("pyarrow.compute")
-    rewrite(
-        source, target, lambda batch: compute.less_equal(batch.column(batch.schema.get_field_index(OFFSET)), offset)
-    )
+
+    def is_kept(batch: Any) -> Any:
+        return compute.less_equal(batch.column(batch.schema.get_field_index(OFFSET)), offset)
+
+    rewrite(source, target, is_kept)
 
 
 def last_flush(path: Path) -> tuple[int, int]:
