@@ -1,4 +1,4 @@
-"""``headrace features apply`` and ``headrace features get``: what the definitions would change, and what the store holds.
+"""``headrace features``: what the definitions would change (apply), what the store holds (get), and what offline/commands.py adds.
 
 Both open the store themselves: no headrace need be running.
 """
@@ -26,6 +26,7 @@ from headrace.features.answer import entity_answer, key_of, readable
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
 from headrace.features.loading import load_definitions
+from headrace.features.offline import commands as offline
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.store.base import OnlineStore
 
@@ -53,6 +54,7 @@ def _configure(parser: ArgumentParser) -> None:
     get.add_argument("view", metavar="VIEW", help="name of the feature view")
     get.add_argument("keys", metavar="KEY=VALUE", nargs="+", help="the entity: each join key and its value")
     get.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    offline.configure(actions)
 
 
 def _run(arguments: Namespace) -> int:
@@ -67,7 +69,9 @@ def _run(arguments: Namespace) -> int:
     views = load_definitions(config.path(section.definitions))
     if arguments.action == "apply":
         return _apply(config, section, views, is_dry=arguments.dry_run, is_json=arguments.json)
-    return _get(config, section, views, arguments)
+    if arguments.action == "get":
+        return _get(config, section, views, arguments)
+    return offline.run(config, section, views, arguments)
 
 
 def _apply(
@@ -126,7 +130,11 @@ def _register(config: Config, section: FeaturesConfig, feast: str, views: Sequen
     path = config.path(feast)
     if not path.exists():
         text = adapter.feature_store_yaml(
-            section.store.section, project=section.project, folder=config.folder, repo=path.parent
+            section.store.section,
+            project=section.project,
+            folder=config.folder,
+            repo=path.parent,
+            has_log=section.offline is not None,
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +150,7 @@ def _register(config: Config, section: FeaturesConfig, feast: str, views: Sequen
         feature_store_yaml=path,
         store=section.store.section,
         folder=config.folder,
+        feature_log=None if section.offline is None else config.path(section.offline.path),
     )
     return path
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from headrace.cdc.config import Choice, Section
+from headrace.cdc.config import Choice, Duration, Section
 
 
 class StoreChoice(Choice):
@@ -15,6 +15,25 @@ class StoreChoice(Choice):
 
     group = "headrace.stores"
     default = "sqlite"
+
+
+class OfflineConfig(Section, frozen=True):
+    """The feature log: every row that the online store gets, in Parquet. Needs ``pip install "headrace[offline]"``."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description="Folder of the log, one folder a view in it; a relative path starts at the configuration's folder.",
+            examples=["feature_log"],
+        ),
+    ]
+    roll_every: Annotated[
+        Duration,
+        Meta(
+            description="Age at which rows that wait in a journal become a Parquet file; at 64 MiB they do at once.",
+            examples=["10m"],
+        ),
+    ] = msgspec.field(default_factory=lambda: Duration(600_000_000))  # a plain default has no JSON Schema
 
 
 class FeaturesConfig(Section, frozen=True):
@@ -36,3 +55,4 @@ class FeaturesConfig(Section, frozen=True):
             description='Feast repository\'s feature_store.yaml, which "headrace features apply" registers the views in.'
         ),
     ] = None
+    offline: OfflineConfig | None = None

@@ -29,6 +29,8 @@ from headrace.features.config import FeaturesConfig
 from headrace.features.freshness import FeatureMetrics
 from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
+from headrace.features.offline.logged import LoggedStore
+from headrace.features.offline.segment import check_names, schema_of
 from headrace.features.server import FeatureServer
 from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
@@ -106,6 +108,10 @@ class FeatureEngine:
             return None
         config: FeaturesConfig = section
         views = load_definitions(services.config.path(config.definitions))
+        if config.offline is not None:
+            for view in views:
+                check_names(view.spec)
+                schema_of(view.spec)
         return cls(views, lambda: make_store(config, services), services.log, services.registry)
 
     @property
@@ -185,13 +191,16 @@ class FeatureEngine:
             views[name] = {"phase": "stopped", "reason": view.reason, "advice": view.advice}
         # The place of the view that is furthest behind: what everybody may rely on.
         offset = min([0 if lane is None else lane.offset for lane in (main, *self._behind)])
-        return {
+        status: dict[str, Any] = {
             "offset": [offset],
             "lag_events": 0 if main is None else max(0, self._end - offset),
             "log_time_us": 0 if main is None else main.log_time_us,
             "freshness_ms": self._metrics.recent(),
             "views": views,
         }
+        if isinstance(self._store, LoggedStore):
+            status["feature_log"] = self._store.status()
+        return status
 
     async def _begin(self, store: OnlineStore) -> None:
         """Find each view's place; views at the same place share a lane, the furthest is the main one."""
@@ -316,4 +325,6 @@ def make_store(config: FeaturesConfig, services: Services) -> OnlineStore:
     store: OnlineStore = config.store.kind.from_config(
         config.store.section, project=config.project, folder=services.config.folder
     )
-    return store
+    if config.offline is None:
+        return store
+    return LoggedStore(store, services.config.path(config.offline.path), roll_every_s=config.offline.roll_every.s)

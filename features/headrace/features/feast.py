@@ -32,8 +32,8 @@ _PASSWORD_VARIABLE: Final = "REDIS_PASSWORD"
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def feature_store_yaml(store: Section, *, project: str, folder: Path, repo: Path) -> str:
-    """Text of a minimal feature_store.yaml that reads our store.
+def feature_store_yaml(store: Section, *, project: str, folder: Path, repo: Path, has_log: bool = False) -> str:
+    """Text of a minimal feature_store.yaml that reads our store, and with has_log our feature log by DuckDB.
 
     store: the struct of ``features.store``. folder: where its relative paths start. repo: the folder the file will stand in.
     A Redis password is never written: the text names the environment variable REDIS_PASSWORD, which Feast fills in.
@@ -57,6 +57,8 @@ def feature_store_yaml(store: Section, *, project: str, folder: Path, repo: Path
             lines.append(f"  key_ttl_seconds: {store.key_ttl.us // 1_000_000}")
     else:
         raise _unreadable(store)
+    if has_log:
+        lines += ["offline_store:", "  type: duckdb"]
     lines.append(f"entity_key_serialization_version: {KEY_VERSION}")
     return "\n".join(lines) + "\n"
 

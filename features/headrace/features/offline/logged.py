@@ -1,0 +1,261 @@
+"""An online store whose every written row also goes to the feature log.
+
+Wraps any OnlineStore. A flush is appended to the journals first, then written to the store: a process killed in between leaves rows in the
+journal that the store doesn't have, and the next run cuts them off. Sealing a journal into Parquet happens on a thread of its own;
+what the writer does itself is one encode and one write into the system's page cache for each flush and view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+import msgspec
+
+from headrace.cdc.errors import StoreError, StoreRefused
+from headrace.features.offline.journal import LoggedRow
+from headrace.features.offline.viewlog import ViewLog
+from headrace.features.spec import EntityKey, ViewSpec
+from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, OnlineStore, ViewWrite
+
+_T = TypeVar("_T")
+
+ROLL_BYTES: Final = 64 << 20
+_MOST_UNSEALED: Final = 16
+"""Journals that may wait for their sealing before writes are held up: a full disk must be seen, not hidden."""
+_TEND_EVERY_S: Final = 1.0
+
+
+class _Place(msgspec.Struct):
+    """Where a view goes on, as its store told the engine."""
+
+    offset: int
+    generation: str
+    is_new: bool
+
+
+class LoggedStore:
+    """See the module, and OnlineStore for every method.
+
+    folder: one folder a view below it. roll_every_s: a journal with rows is sealed at this age, or at roll_bytes. clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: OnlineStore,
+        folder: Path,
+        *,
+        roll_every_s: float,
+        roll_bytes: int = ROLL_BYTES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._folder = folder
+        self._roll_every_s = roll_every_s
+        self._roll_bytes = roll_bytes
+        self._clock = clock
+        self._logs: dict[str, ViewLog] = {}
+        self._views: dict[str, ViewSpec] = {}
+        self._places: dict[str, _Place] = {}
+        self._turn = asyncio.Lock()
+        self._thread: ThreadPoolExecutor | None = None
+        self._tending: asyncio.Task[None] | None = None
+        self._lock: BinaryIO | None = None
+        self._is_clean = True
+        self._trouble = ""
+
+    async def open(self) -> None:
+        """Raises StoreRefused when another process writes this feature log, or its folder can't be made."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._folder / ".lock").open("ab")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._unlock()
+            raise StoreRefused(
+                f"another process writes the feature log {self._folder}",
+                advice="stop that process, or give this one another features.offline.path",
+            ) from error
+        except OSError as error:
+            self._unlock()
+            raise StoreRefused(
+                f"the feature log {self._folder} can't be written: {error.strerror}",
+                advice="correct features.offline.path, or the folder's rights",
+            ) from error
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="headrace-feature-log")
+        self._is_clean = True
+        try:
+            await self._store.open()
+        except BaseException:
+            self._unlock()
+            raise
+        self._tending = asyncio.create_task(self._tend())
+
+    async def checkpoint(self, view: ViewSpec) -> Checkpoint | None:
+        stored = await self._store.checkpoint(view)
+        self._forget(view)
+        self._views[view.name] = view
+        if stored is None or stored.spec_hash != view.spec_hash:
+            self._places[view.name] = _Place(0, "", is_new=True)
+        else:
+            self._places[view.name] = _Place(stored.offsets[0], stored.generation, is_new=False)
+        return stored
+
+    async def drop(self, view: ViewSpec) -> None:
+        await self._store.drop(view)
+        self._forget(view)
+        self._views[view.name] = view
+        self._places[view.name] = _Place(0, "", is_new=True)
+
+    async def write(self, writes: Sequence[ViewWrite]) -> None:
+        async with self._turn:
+            try:
+                for write in writes:
+                    log = self._logs.get(write.view.name)
+                    if log is None:
+                        log = await self._begin(write.view, write.checkpoint.generation)
+                    if log.size_bytes >= self._roll_bytes:
+                        self._rotate(log)
+                    log.append(write.entities, write.checkpoint.offsets[0], write.checkpoint.log_time_us)
+            except OSError as error:
+                self._is_clean = False
+                raise StoreError(
+                    f"the feature log {self._folder} can't be written: {error.strerror}",
+                    advice="check the disk, and the rights of the folder that features.offline.path names",
+                ) from error
+            try:
+                await self._store.write(writes)
+            except BaseException:
+                # What the journals end with may not be in the store; only the next run's checkpoint will tell.
+                self._is_clean = False
+                raise
+
+    async def close(self) -> None:
+        if self._tending is not None:
+            self._tending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._tending
+            self._tending = None
+        try:
+            if self._is_clean and self._thread is not None:
+                with contextlib.suppress(OSError, StoreError):
+                    await self._begin_idle()
+            for log in self._logs.values():
+                with contextlib.suppress(OSError):
+                    if self._is_clean and log.size_bytes:
+                        log.rotate()
+                    if self._is_clean:
+                        await self._on_thread(log.seal)
+                log.close()
+        finally:
+            self._logs.clear()
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+            self._unlock()
+            await self._store.close()
+
+    def status(self) -> dict[str, Any]:
+        """By view: rows logged by this run, bytes not yet in Parquet, gaps; and what is wrong with the disk, if anything."""
+        views = {
+            name: {"rows_logged": log.rows, "journal_bytes": log.size_bytes, "gaps": log.gaps}
+            for name, log in self._logs.items()
+        }
+        return {"path": str(self._folder), "trouble": self._trouble, "views": views}
+
+    async def states(self, view: ViewSpec, keys: Sequence[EntityKey]) -> list[bytes | None]:
+        return await self._store.states(view, keys)
+
+    async def contributions(self, view: ViewSpec, row_keys: Sequence[bytes]) -> list[Contribution | None]:
+        return await self._store.contributions(view, row_keys)
+
+    async def contributions_of(self, view: ViewSpec, key: EntityKey) -> list[tuple[bytes, bytes]]:
+        return await self._store.contributions_of(view, key)
+
+    async def due(self, view: ViewSpec, until_us: int, limit: int) -> list[tuple[int, EntityKey]]:
+        return await self._store.due(view, until_us, limit)
+
+    async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
+        return await self._store.read(view, features, keys)
+
+    async def keys(self, view: ViewSpec) -> list[EntityKey]:
+        return await self._store.keys(view)
+
+    async def _begin(self, view: ViewSpec, generation: str) -> ViewLog:
+        place = self._places[view.name]
+        log = ViewLog(self._folder / view.name, view, clock=self._clock)
+        doubtful = await self._on_thread(lambda: log.begin(place.offset, generation, is_new=place.is_new))
+        not_stored = 0
+        for rows in doubtful:
+            if await self._has(view, rows):
+                break  # flushes follow one another: what is before this one is there too
+            not_stored += 1
+        await self._on_thread(lambda: log.start(not_stored))
+        self._logs[view.name] = log
+        return log
+
+    async def _begin_idle(self) -> None:
+        """Views that nothing has been written to since the start may have left a journal behind, too."""
+        for name, (view, place) in list(self._seen().items()):
+            if name not in self._logs and (self._folder / name).exists():
+                await self._begin(view, place.generation)
+
+    def _seen(self) -> dict[str, tuple[ViewSpec, _Place]]:
+        return {name: (self._views[name], place) for name, place in self._places.items() if not place.is_new}
+
+    async def _has(self, view: ViewSpec, rows: Sequence[LoggedRow]) -> bool:
+        """The store has taken this flush."""
+        states = await self._store.states(view, [row.key for row in rows])
+        return all(
+            state is None if row.values is None else state is not None and zlib.crc32(state) == row.state_crc
+            for row, state in zip(rows, states, strict=True)
+        )
+
+    def _rotate(self, log: ViewLog) -> None:
+        if len(log.unsealed()) >= _MOST_UNSEALED:
+            raise StoreError(
+                f"the feature log {self._folder} can't be sealed into Parquet: {self._trouble or 'it is too slow'}",
+                advice="check the disk of features.offline.path",
+            )
+        log.rotate()
+
+    async def _tend(self) -> None:
+        """Now and then: journals to the disk, those of age into Parquet."""
+        while True:
+            await asyncio.sleep(min(_TEND_EVERY_S, self._roll_every_s))
+            try:
+                async with self._turn:
+                    await self._begin_idle()
+                for log in list(self._logs.values()):
+                    if log.size_bytes and self._clock() - log.opened_s >= self._roll_every_s:
+                        async with self._turn:  # between two writes: what is sealed is in the store
+                            if self._is_clean:
+                                log.rotate()
+                    await self._on_thread(log.sync)
+                    if self._is_clean:
+                        await self._on_thread(log.seal)
+                self._trouble = ""
+            except OSError as error:
+                self._trouble = error.strerror or type(error).__name__
+            except StoreError as error:
+                self._trouble = error.message  # the engine meets it too, and starts again
+
+    def _forget(self, view: ViewSpec) -> None:
+        log = self._logs.pop(view.name, None)
+        if log is not None:
+            log.close()
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
