@@ -18,6 +18,7 @@ from headrace.cdc.deadletters import DeadLetters
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import StoredLetter
 from headrace.cdc.log.memory import MemoryLog
+from headrace.cdc.process.pipeline import Pipeline
 from headrace.cdc.process.validate import Plan
 from headrace.cdc.sources.collector import Collector
 from headrace.cdc.sources.collector_config import CollectorConfig
@@ -75,6 +76,7 @@ async def collecting(
     max_event: int = 32 << 10,
     tokens: dict[str, str] | None = None,
     plan: Plan | None = None,
+    pipeline: Pipeline | None = None,
 ) -> AsyncIterator[Collecting]:
     log = MemoryLog() if log is None else log
     registry = CollectorRegistry()
@@ -82,7 +84,7 @@ async def collecting(
     config = CollectorConfig(write_keys=keys, origins=origins or [], max_body=Size(max_body), max_event=Size(max_event))
     collector = Collector("web", config, clock=lambda: NOW_US / 1_000_000)
     reported: list[tuple[str, int]] = []
-    collector.attach(log, registry, lambda source, count, first_us: reported.append((source, count)), plan)
+    collector.attach(log, registry, lambda source, count, first_us: reported.append((source, count)), plan, pipeline)
     server = WebServer(
         ServerConfig(listen="127.0.0.1:0", tokens=tokens or {}),
         consumers=[],
@@ -92,7 +94,7 @@ async def collecting(
         troubles=dict,
         snapshot=no_snapshot,
         pushed=[collector],
-        letters=DeadLetters(log, [collector]),
+        letters=DeadLetters(log, [collector], pipeline),
     )
     await server.start()
     started = asyncio.Event()

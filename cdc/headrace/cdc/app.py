@@ -23,6 +23,7 @@ from headrace.cdc.deadletters import DeadLetters
 from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.metrics import CaptureMetrics
+from headrace.cdc.pipeline import build_pipeline
 from headrace.cdc.plan import read_plan
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
@@ -53,6 +54,7 @@ class Application:
         """
         metrics = CaptureMetrics(self._registry)
         plan = read_plan(self._config)
+        pipeline = build_pipeline(self._config)
         log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
         try:
@@ -61,13 +63,15 @@ class Application:
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
                 if hasattr(source, "routes"):
-                    source.attach(log, self._registry, metrics.appended, plan)
+                    source.attach(log, self._registry, metrics.appended, plan, pipeline)
                     self._pushed.append(source)
                     continue
                 normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)
-                self._captures.append(Capture(source, normaliser, log, metrics))
+                self._captures.append(Capture(source, normaliser, log, metrics, pipeline))
             _check_paths(self._pushed)
             metrics.watch_sources(self.source_status)
+            if pipeline is not None:
+                metrics.watch_pipeline(lambda: (pipeline.counts.dropped, pipeline.counts.set_aside))
             server = WebServer(
                 self._config.server,
                 consumers=consumers,
@@ -77,7 +81,7 @@ class Application:
                 troubles=lambda: dict(self._troubles),
                 snapshot=self._snapshot,
                 pushed=self._pushed,
-                letters=DeadLetters(log, self._pushed),
+                letters=DeadLetters(log, self._pushed, pipeline),
             )
             await server.start()
             try:

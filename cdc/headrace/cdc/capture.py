@@ -14,10 +14,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
-from headrace.cdc.errors import Action, HeadraceError
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.errors import Action, HeadraceError, SourceRefused
+from headrace.cdc.event import CustomerEvent
+from headrace.cdc.log.base import DeadLetter, EventLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.process.pipeline import Pipeline
+from headrace.cdc.setaside import letter_of
 from headrace.cdc.sources.base import ChangeBatch, Source
 
 _log = logging.getLogger("headrace.capture")
@@ -27,6 +30,7 @@ _UnderWay: TypeAlias = tuple[asyncio.Task[object], ChangeBatch]
 _UNDER_WAY = 8
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 30.0
+_LETTERS_BYTES = 64 << 20
 
 
 class Capture:
@@ -38,6 +42,7 @@ class Capture:
         normaliser: Normaliser,
         log: EventLog,
         metrics: CaptureMetrics,
+        pipeline: Pipeline | None = None,
         *,
         clock: Callable[[], float] = time.time,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -47,6 +52,10 @@ class Capture:
         self._normaliser = normaliser
         self._log = log
         self._metrics = metrics
+        self._pipeline = pipeline
+        self._held: list[CustomerEvent] = []
+        self._letters: list[DeadLetter] = []
+        self._letters_bytes = 0
         self._clock = clock
         self._pause = pause
         self._monotonic = monotonic
@@ -94,6 +103,7 @@ class Capture:
     async def _pump(self) -> None:
         """Read and append until something fails; what was appended before the failure is still confirmed."""
         self._staged_rows = 0
+        self._held, self._letters, self._letters_bytes = [], [], 0
         under_way: deque[_UnderWay] = deque()
         room = asyncio.Semaphore(_UNDER_WAY)
         news = asyncio.Event()
@@ -116,14 +126,43 @@ class Capture:
                 events = [self._normaliser.heartbeat(batch.source_time_us, received_us, batch.position)]
             else:
                 events = self._normaliser.events(batch.changes, received_us)
-            append: asyncio.Task[object] = asyncio.create_task(
-                self._log.stage(events, source=source.name)
-                if batch.is_part
-                else self._log.append(events, source=source.name, state=batch.state)
-            )
+                if self._pipeline is not None:
+                    events = self._passed(self._pipeline, events, is_part=batch.is_part)
+            if batch.is_part:
+                append: asyncio.Task[object] = asyncio.create_task(self._log.stage(events, source=source.name))
+            else:
+                letters, self._letters, self._letters_bytes = self._letters, [], 0
+                append = asyncio.create_task(self._appended(events, batch.state, letters))
             # No await before this: cancelled there, the append would be nobody's.
             under_way.append((append, batch))
             news.set()
+
+    async def _appended(self, events: list[CustomerEvent], state: bytes, letters: list[DeadLetter]) -> object:
+        """letters: of the whole transaction, since they are known only with its end."""
+        if not letters:
+            return await self._log.append(events, source=self.source.name, state=state)
+        return await self._log.append(events, source=self.source.name, state=state, letters=letters)
+
+    def _passed(self, pipeline: Pipeline, events: list[CustomerEvent], *, is_part: bool) -> list[CustomerEvent]:
+        """What the pipeline lets go on. The last event of a part waits for the next: if nothing of that goes on, it is the transaction's last.
+
+        Raises SourceRefused when more of one transaction is set aside than memory should hold.
+        """
+        passed = pipeline.many(events, self._held)
+        self._held = []
+        for event, refusal in passed.refused:
+            letter = letter_of(event, refusal)
+            self._letters.append(letter)
+            self._letters_bytes += len(letter.body) + 512
+        if self._letters_bytes > _LETTERS_BYTES:
+            raise SourceRefused(
+                f"the pipeline sets aside more than {_LETTERS_BYTES >> 20} MiB of one transaction",
+                source=self.source.name,
+                advice="correct the step that the reason of the first names: " + self._letters[0].detail,
+            )
+        if is_part and passed.events:
+            self._held.append(passed.events.pop())
+        return passed.events
 
     async def _confirm(self, under_way: deque[_UnderWay], room: asyncio.Semaphore, news: asyncio.Event) -> None:
         while True:

@@ -14,66 +14,26 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args, get_origin
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
 
 from headrace.cdc.errors import ConfigError
+from headrace.cdc.pipeline_config import (
+    ColumnsConfig,
+    EventConfig,
+    PipelineConfig,
+    PrivacyConfig,
+    TransformConfig,
+    TransformWhen,
+)
+from headrace.cdc.section import Duration, Section, Size
 
 _S = TypeVar("_S", bound=Struct)
 
-_DURATION_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SOURCE_NAME = "[a-z][a-z0-9_]{0,39}"
-_SHORTEST_SALT = 16
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-
-
-class Duration:
-    """A time span; written as text with a unit in the file: ``500ms``, ``5s``, ``10m``, ``1h``, ``7d``."""
-
-    __slots__ = ("us",)
-
-    def __init__(self, us: int) -> None:
-        self.us = us
-
-    def __repr__(self) -> str:
-        return f"Duration(us={self.us})"
-
-    @property
-    def s(self) -> float:
-        return self.us / 1_000_000
-
-    @classmethod
-    def parse(cls, text: str) -> Duration:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(us|ms|s|m|h|d)", text.strip())
-        if match is None:
-            raise ValueError(f'{text!r} is no duration; write a number with a unit, such as "500ms", "5s" or "7d"')
-        return cls(round(float(match[1]) * _DURATION_UNITS_S[match[2]] * 1_000_000))
-
-
-class Size:
-    """A number of bytes; written as text with a unit in the file: ``64MiB``, ``10GiB``."""
-
-    __slots__ = ("bytes",)
-
-    def __init__(self, bytes: int) -> None:
-        self.bytes = bytes
-
-    def __repr__(self) -> str:
-        return f"Size(bytes={self.bytes})"
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)", text.strip())
-        if match is None:
-            raise ValueError(f'{text!r} is no size; write a number with a unit, such as "64MiB" or "10GiB"')
-        return cls(round(float(match[1]) * _SIZE_UNITS[match[2]]))
-
-
-class Section(Struct, forbid_unknown_fields=True, frozen=True):
-    """Base of every section of the file: unknown keys are refused."""
 
 
 class Choice:
@@ -116,134 +76,6 @@ class SourceChoice(Choice):
     group = "headrace.sources"
 
 
-class ColumnsConfig(Section, frozen=True):
-    """Which columns of the table reach the log, and as what."""
-
-    include: Annotated[
-        list[str],
-        Meta(description="Only these columns; others, also ones added later, never reach the log."),
-    ] = []
-    exclude: Annotated[
-        list[str],
-        Meta(description="All columns but these, which never reach the log; not together with include."),
-    ] = []
-    hash: Annotated[
-        list[str],
-        Meta(
-            description="Columns logged as 64 hexadecimal digits, HMAC-SHA-256 of the value's text under privacy.salt: equal "
-            "values stay joinable. NULL stays NULL."
-        ),
-    ] = []
-    mask: Annotated[
-        dict[str, str],
-        Meta(
-            description="Column -> text that is logged in place of every value. NULL stays NULL.",
-            examples=[{"phone": "***"}],
-        ),
-    ] = {}
-
-    def __post_init__(self) -> None:
-        if self.include and self.exclude:
-            raise ValueError("give include or exclude, not both")
-        for name in [*self.hash, *self.mask]:
-            if name in self.exclude or (self.include and name not in self.include):
-                raise ValueError(f'"{name}" is hashed or masked, and left out as well')
-        for name in self.hash:
-            if name in self.mask:
-                raise ValueError(f'"{name}" is hashed and masked')
-
-    def hides(self, name: str) -> bool:
-        """Whether a column's plain value must not reach the log."""
-        left_out = name not in self.include if self.include else name in self.exclude
-        return left_out or name in self.hash or name in self.mask
-
-
-class PrivacyConfig(Section, frozen=True):
-    """What hashed columns need."""
-
-    salt: Annotated[
-        str,
-        Meta(
-            description="Secret key of the hashes, at least 16 characters; give it by ${VARIABLE}. Another salt makes other hashes.",
-            examples=["${SALT}"],
-        ),
-    ] = ""
-
-    def __post_init__(self) -> None:
-        if self.salt and len(self.salt) < _SHORTEST_SALT:
-            raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
-
-    def __repr__(self) -> str:
-        return "PrivacyConfig()"
-
-
-class PipelineConfig(Section, frozen=True):
-    """What happens to events before the log."""
-
-    plan: Annotated[
-        str | None,
-        Meta(
-            description="File of a tracking plan: JSON Schemas that the events of a source of type http must fit.",
-            examples=["plan.yaml"],
-        ),
-    ] = None
-
-
-class EventConfig(Section, frozen=True):
-    """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
-
-    kind: Annotated[str, Meta(pattern="^(identify|track|group|record)$", description="Kind of the event.")] = "track"
-    key: Annotated[
-        str | list[str] | None,
-        Meta(description="Column or columns that hold the customer key; default: the primary key."),
-    ] = None
-    insert: Annotated[str | None, Meta(description="Name of the event that an insert (or snapshot row) becomes.")] = (
-        None
-    )
-    update: Annotated[str | None, Meta(description="Name of the event that an update becomes.")] = None
-    delete: Annotated[str | None, Meta(description="Name of the event that a delete becomes.")] = None
-    occurred_at: Annotated[
-        str | None,
-        Meta(description="Timestamp column that says when it happened; default: the commit time."),
-    ] = None
-    columns: ColumnsConfig = msgspec.field(default_factory=ColumnsConfig)
-    where: Annotated[
-        str | None,
-        Meta(
-            description="SQL condition: only rows for which it holds are captured. PostgreSQL 15 and later, as the row filter of the publication"
-            " that headrace makes: it may name columns of the replica identity only."
-        ),
-    ] = None
-    content: Annotated[
-        Literal["text", "json"],
-        Meta(
-            description="Of logical messages (the entry pg_message.PREFIX). json: a content that is a JSON object becomes the event's"
-            " properties, and key, name and occurred_at name fields of it (an outbox); any other content stays exact text."
-        ),
-    ] = "text"
-    name: Annotated[
-        str | None, Meta(description="With content: json, the field that holds the event's name; default: insert.")
-    ] = None
-
-    def __post_init__(self) -> None:
-        if self.content == "text" and self.name is not None:
-            raise ValueError("name is a field of a message's content; say content: json too, or take it out")
-        if self.content == "json" and self.columns != ColumnsConfig():
-            raise ValueError(
-                "columns can't be used with content: json; leave the values out where the message is written"
-            )
-        keys = [self.key] if isinstance(self.key, str) else self.key or []
-        for name in keys:
-            left_out = self.columns.hides(name) and name not in self.columns.hash
-            if left_out:
-                raise ValueError(
-                    f'columns leaves out or masks "{name}", which is the customer key; put it under columns.hash '
-                    "(a hash stays joinable), or choose another key"
-                )
-        if self.occurred_at is not None and self.columns.hides(self.occurred_at):
-            raise ValueError(f'columns hides "{self.occurred_at}", which occurred_at needs; choose another column')
-
-
 class ServerConfig(Section, frozen=True):
     """The one HTTP server: subscriptions, features, health, metrics."""
 
@@ -254,7 +86,7 @@ class ServerConfig(Section, frozen=True):
     tokens: Annotated[
         dict[str, str],
         Meta(description="Name -> bearer token. With any token set, every route but /healthz, /readyz wants one."),
-    ] = {}
+    ] = msgspec.field(default_factory=dict[str, str])
 
 
 class Config(Struct, frozen=True):
@@ -454,7 +286,7 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if get_origin(kind) is Annotated:
         base, *notes = get_args(kind)
         has_secret_keys = any("has_secret_keys" in (note.extra or {}) for note in notes if isinstance(note, Meta))
-        if _is_struct(base) or _is_choice(base) or get_origin(base) is dict:
+        if _is_struct(base) or _is_choice(base) or get_origin(base) is dict or _item_struct(base) is not None:
             kind = base
     if _is_struct(kind):
         return _build_struct(kind, value, path, problems)
@@ -470,6 +302,12 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             str(key): _build(item_kind, item, f"{path}[{number}]" if has_secret_keys else f"{path}.{key}", problems)
             for number, (key, item) in enumerate(items)
         }
+    item_struct = _item_struct(kind)
+    if item_struct is not None and isinstance(value, list):  # structs, or a text in place of one
+        return [
+            item if isinstance(item, str) else _build(item_struct, item, f"{path}[{at}]", problems)
+            for at, item in enumerate(cast("list[Any]", value))
+        ]
     try:
         return msgspec.convert(value, kind, dec_hook=_decode_unit)
     except (msgspec.ValidationError, ValueError) as error:
@@ -500,6 +338,14 @@ def _build_struct(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     except ValueError as error:
         problems.append(f"{path}: {error}")
         return None
+
+
+def _item_struct(kind: Any) -> Any:
+    """The struct that a list of this type holds, perhaps beside texts; None for any other type."""
+    if get_origin(kind) is not list:
+        return None
+    (item,) = get_args(kind)
+    return next((one for one in (item, *get_args(item)) if _is_struct(one)), None)
 
 
 def _is_struct(kind: Any) -> bool:
@@ -655,6 +501,8 @@ __all__ = [
     "ServerConfig",
     "Size",
     "SourceChoice",
+    "TransformConfig",
+    "TransformWhen",
     "consumer_sections",
     "json_schema",
     "load",

@@ -84,6 +84,24 @@ class CaptureMetrics:
         """Show every source's status at each scrape. statuses: cheap, no I/O."""
         self._registry.register(_SourceCollector(statuses))
 
+    def watch_pipeline(self, counts: Callable[[], tuple[int, int]]) -> None:
+        """Show at each scrape how many events the pipeline's steps have dropped and set aside. counts: cheap, no I/O."""
+        self._registry.register(_PipelineCollector(counts))
+
+
+class _PipelineCollector(Collector):
+    def __init__(self, counts: Callable[[], tuple[int, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        dropped, set_aside = self._counts()
+        yield CounterMetricFamily(
+            "headrace_pipeline_dropped_events", "Events that a step of the pipeline dropped.", value=dropped
+        )
+        yield CounterMetricFamily(
+            "headrace_pipeline_quarantined_events", "Events that a step set aside, as dead letters.", value=set_aside
+        )
+
 
 class _SourceCollector(Collector):
     def __init__(self, statuses: Callable[[], dict[str, SourceStatus]]) -> None:

@@ -141,6 +141,8 @@ _NAMES: dict[Any, str] = {
 
 def _type(kind: Any, meta: msgspec.Meta | None = None) -> str:
     """A type in a user's words, with the limits that are checked."""
+    if kind is Any:
+        return "anything"
     kind, inner = _annotation(kind)
     meta = meta or inner
     origin = get_origin(kind)

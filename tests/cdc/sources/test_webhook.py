@@ -22,6 +22,8 @@ from headrace.cdc.deadletters import DeadLetters, Retried, Selection
 from headrace.cdc.errors import ConfigError, ServerError
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.memory import MemoryLog
+from headrace.cdc.pipeline import build_pipeline
+from headrace.cdc.process.pipeline import Pipeline
 from headrace.cdc.process.signature import Signing
 from headrace.cdc.process.webhook import Rule
 from headrace.cdc.sources import webhook as webhook_module
@@ -65,13 +67,15 @@ class Hooked(msgspec.Struct):
 
 
 @contextlib.asynccontextmanager
-async def hooked(log: MemoryLog | None = None, **configs: WebhookConfig) -> AsyncIterator[Hooked]:
+async def hooked(
+    log: MemoryLog | None = None, *, pipeline: Pipeline | None = None, **configs: WebhookConfig
+) -> AsyncIterator[Hooked]:
     log = log or MemoryLog()
     registry = CollectorRegistry()
     sources = {name: WebhookSource(name, config, clock=lambda: float(NOW_S)) for name, config in configs.items()}
     for source in sources.values():
-        source.attach(log, registry, lambda name, count, first_us: None)
-    letters = DeadLetters(log, sources.values())
+        source.attach(log, registry, lambda name, count, first_us: None, None, pipeline)
+    letters = DeadLetters(log, sources.values(), pipeline)
     server = WebServer(
         ServerConfig(listen="127.0.0.1:0", tokens={"reader": "t"}),
         consumers=[],
@@ -164,6 +168,28 @@ async def test_a_body_that_cant_be_mapped_is_kept_as_it_came_and_taken_again_onc
         assert await here.reasons() == []
         assert (await here.post(body))[0] == 200
         assert len(await here.events()) == 1
+
+
+def steps(*transforms: Any) -> Pipeline:
+    tree = {"sources": {"crm": {"type": "http"}}, "pipeline": {"transforms": list(transforms)}}
+    made = build_pipeline(parse(tree, folder=Path()))
+    assert made is not None
+    return made
+
+
+async def test_webhooks_go_through_the_pipeline_and_what_it_sets_aside_is_taken_again() -> None:
+    log = MemoryLog()
+    blocks = {"set": {"properties.type.x": 1}, "when": {"names": ["bad"]}}  # no place can be made inside a text
+    async with hooked(log, crm=crm(), pipeline=steps({"drop": True, "when": {"names": ["test"]}}, blocks)) as here:
+        for number, kind in enumerate(["test", "bad", "good"]):
+            assert (await here.post({"id": number, "who": 7, "type": kind}))[0] == 200
+        assert [event.name for event in await here.events()] == ["good"]
+        assert await here.reasons() == ["transform_failed"]
+        assert await here.letters_of.retry(Selection()) == Retried(0, 1)
+    async with hooked(log, crm=crm(), pipeline=steps({"name": "mended"})) as here:
+        assert await here.letters_of.retry(Selection()) == Retried(1, 0)
+        assert [event.name for event in await here.events()] == ["good", "mended"]
+        assert await here.reasons() == []
 
 
 async def test_an_element_and_its_headers_are_taken_again_too() -> None:

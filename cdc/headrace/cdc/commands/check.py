@@ -17,6 +17,7 @@ from rich.text import Text
 
 from headrace.cdc.command import Command, config_argument
 from headrace.cdc.config import load
+from headrace.cdc.pipeline import build_pipeline
 from headrace.cdc.plan import read_plan
 from headrace.cdc.sources.preflight import Finding
 
@@ -32,6 +33,7 @@ def _configure(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
     read_plan(config)
+    build_pipeline(config)
 
     async def check_all() -> dict[str, list[Finding]]:
         return {

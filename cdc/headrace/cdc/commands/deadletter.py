@@ -23,6 +23,7 @@ from headrace.cdc.deadletters import DeadLetters, Retried, Selection, selected
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.log.base import StoredLetter
 from headrace.cdc.log.reader import open_reader
+from headrace.cdc.pipeline import build_pipeline
 from headrace.cdc.plan import read_plan
 from headrace.cdc.running import ask
 from headrace.cdc.sources.base import PushedSource
@@ -44,6 +45,11 @@ def _configure(parser: ArgumentParser) -> None:
             action.add_argument("ids", nargs="*", type=int, metavar="ID", help="numbers that ls shows")
             action.add_argument("--source", help="only of this source")
             action.add_argument("--reason", help="only with this reason")
+            action.add_argument("--event", metavar="NAME", help="only events of this name")
+            action.add_argument(
+                "--since", metavar="TIME", help="only received at or after, such as 2026-01-31T12:00 (UTC)"
+            )
+            action.add_argument("--until", metavar="TIME", help="only received before")
         if name in ("drop", "retry"):
             action.add_argument("--all", action="store_true", help="all that fit")
         action.add_argument("--json", action="store_true", help="one JSON object a line, for machines")
@@ -55,7 +61,14 @@ def _configure(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> int:
     config = load(Path(arguments.config))
     ids: list[int] = arguments.ids
-    selection = Selection(ids or None, getattr(arguments, "source", None), getattr(arguments, "reason", None))
+    selection = Selection(
+        ids or None,
+        getattr(arguments, "source", None),
+        getattr(arguments, "reason", None),
+        getattr(arguments, "event", None),
+        _moment_us("since", getattr(arguments, "since", None)),
+        _moment_us("until", getattr(arguments, "until", None)),
+    )
     if arguments.action in ("ls", "show"):
         asyncio.run(_show(config, selection, is_whole=arguments.action == "show", is_json=arguments.json))
         return 0
@@ -74,6 +87,20 @@ def _run(arguments: Namespace) -> int:
     else:
         sys.stdout.write(f"{answer['retried']} are events now, {answer['kept']} stay dead letters\n")
     return 0
+
+
+def _moment_us(option: str, text: str | None) -> int | None:
+    """Raises ConfigError. A time without an offset is UTC."""
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--{option} {text} is no time", advice='write it as in "2026-01-31" or "2026-01-31T12:00:00+01:00"'
+        ) from error
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return round(moment.timestamp() * 1_000_000)
 
 
 async def _show(config: Config, selection: Selection, *, is_whole: bool, is_json: bool) -> None:
@@ -133,15 +160,16 @@ def _time(at_us: int) -> str:
 async def _alone(config: Config, action: str, selection: Selection) -> dict[str, int] | Retried:
     """The same with the log opened here. Raises LogLocked when a process has it that can't be asked."""
     plan = read_plan(config)
+    pipeline = build_pipeline(config)
     log = await config.log.kind.from_config(config.log.section, config)
     try:
         sources: list[PushedSource] = []
         for name, choice in config.sources.items():
             source = choice.kind(name, choice.section, config.events)
             if hasattr(source, "routes"):
-                source.attach(log, CollectorRegistry(), _untold, plan)
+                source.attach(log, CollectorRegistry(), _untold, plan, pipeline)
                 sources.append(source)
-        letters = DeadLetters(log, sources)
+        letters = DeadLetters(log, sources, pipeline)
         if action == "drop":
             return {"dropped": await letters.drop(selection)}
         async with asyncio.TaskGroup() as group:

@@ -18,6 +18,7 @@ from headrace.cdc.log.base import EventLog, StoredLetter
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
 
@@ -148,6 +149,7 @@ class PushedSource(Protocol):
         registry: CollectorRegistry,
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         """Called once, before routes and run. durable: to be told of each append: source, events, when the first was received."""
         ...

@@ -32,8 +32,10 @@ from headrace.cdc.decode.sdkpayload import (
     read_calls,
     read_single,
 )
+from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, StoredLetter
 from headrace.cdc.process.sdkcall import Delivery, Identified, identified
+from headrace.cdc.setaside import EventContext, event_of, letter_of
 from headrace.cdc.sources.base import SourceStatus
 from headrace.cdc.sources.collector_config import CollectorConfig
 from headrace.cdc.sources.inflate import inflate, is_gzip
@@ -41,6 +43,7 @@ from headrace.cdc.sources.intake import BusyError, Intake, Post, Taken
 from headrace.cdc.sources.preflight import Finding
 
 if TYPE_CHECKING:
+    from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
 ANY_WRITER: Final = "any"
@@ -141,6 +144,7 @@ class Collector:
         self._phase = "stopped"
         self._durable_us = 0
         self._plan: Plan | None = None
+        self._pipeline: Pipeline | None = None
         self.reading_bytes = 0
 
     @property
@@ -164,6 +168,7 @@ class Collector:
         registry: CollectorRegistry,
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         """See PushedSource."""
 
@@ -172,6 +177,7 @@ class Collector:
             self._durable_us = max(self._durable_us, first_us)
 
         self._plan = plan
+        self._pipeline = pipeline
         self._intake = Intake(self.name, log, on_durable)
         registry.register(_Numbers(self.name, self._intake, plan))
 
@@ -284,6 +290,9 @@ class Collector:
         letter = stored.letter
         if letter.source != self.name:
             return None
+        kept = event_of(letter)
+        if kept is not None:
+            return self._passed_again(stored, *kept)
         try:
             delivery = msgspec.json.decode(letter.context, type=Delivery)
         except msgspec.MsgspecError:
@@ -301,6 +310,18 @@ class Collector:
             return None
         post.retried = (stored.id,)
         return post
+
+    def _passed_again(self, stored: StoredLetter, event: CustomerEvent, context: EventContext) -> Post | None:
+        """An event that the pipeline had set aside, through the pipeline of today."""
+        passed = event if self._pipeline is None else self._pipeline.one(event)
+        if isinstance(passed, Refusal):
+            return None
+        taken: list[Taken] = []
+        if passed is not None:
+            made = Identified(passed, bytes.fromhex(context.key), bytes.fromhex(context.body))
+            writer = "" if event.sdk is None else event.sdk.writer
+            taken.append(Taken(made, stored.letter.body, Delivery(self.name, writer, event.received_us)))
+        return Post(taken, [], len(stored.letter.body) + 512, (stored.id,))
 
     async def take(self, asked: Asked) -> None:
         """Returns when all of it is durable; the body may be packed. Raises Refused, TooLargeError, BrokenError, BusyError, ClosingError."""
@@ -391,6 +412,14 @@ class Collector:
                     found = judged
                 else:
                     found.event = judged
+            if self._pipeline is not None and isinstance(found, Identified):
+                passed = self._pipeline.one(found.event)
+                if isinstance(passed, Refusal):
+                    letters.append(letter_of(found.event, passed, key=found.key, body=found.body))
+                    continue
+                if passed is None:
+                    continue
+                found.event = passed
             if isinstance(found, Identified):
                 taken.append(Taken(found, raw, delivery))
             else:

@@ -32,6 +32,7 @@ from headrace.cdc.sources.preflight import Finding
 from headrace.cdc.sources.webhook_config import WebhookConfig
 
 if TYPE_CHECKING:
+    from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
 HOLD_S: Final = 5.0
@@ -84,6 +85,7 @@ class WebhookSource:
         self._phase = "stopped"
         self._durable_us = 0
         self._plan: Plan | None = None
+        self._pipeline: Pipeline | None = None
         self._last_refused = ""
         self.reading_bytes = 0
         self.refused = 0
@@ -110,6 +112,7 @@ class WebhookSource:
         registry: CollectorRegistry,
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         """See PushedSource."""
 
@@ -118,6 +121,7 @@ class WebhookSource:
             self._durable_us = max(self._durable_us, first_us)
 
         self._plan = plan
+        self._pipeline = pipeline
         self._intake = Intake(self.name, log, on_durable)
         _numbers_of(registry).sources.append(self)
 
@@ -241,6 +245,14 @@ class WebhookSource:
                     judged = verdict
                 else:
                     judged.event = verdict
+            if self._pipeline is not None and isinstance(judged, Identified):
+                passed = self._pipeline.one(judged.event)
+                if passed is None:
+                    continue
+                if isinstance(passed, Refusal):
+                    judged = passed  # kept as it came, and mapped again on a retry
+                else:
+                    judged.event = passed
             if isinstance(judged, Identified):
                 taken.append(Taken(judged, raw, each))
             else:

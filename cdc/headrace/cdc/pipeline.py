@@ -1,0 +1,104 @@
+"""The pipeline that ``pipeline`` configures, compiled: its steps checked, its Python files loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headrace.cdc.config import Config, TransformConfig
+from headrace.cdc.errors import ConfigError
+from headrace.cdc.pipeline_config import PYTHON_PATTERN
+
+if TYPE_CHECKING:
+    from headrace.cdc.process.pipeline import Pipeline
+    from headrace.cdc.process.transform import Step
+
+
+def build_pipeline(config: Config) -> Pipeline | None:
+    """None when nothing is configured. Raises ConfigError with every mistake, each with its path."""
+    pipeline = config.pipeline
+    if not pipeline.transforms:
+        return None
+    from headrace.cdc.process.pipeline import Pipeline
+
+    problems: list[str] = []
+    steps: list[Step] = []
+    for number, transform in enumerate(pipeline.transforms):
+        step = _step(config, transform, f"pipeline.transforms[{number}]", problems)
+        if step is not None:
+            steps.append(step)
+    if problems:
+        count = len(problems)
+        raise ConfigError(
+            f"the pipeline has {count} problem{'s' if count > 1 else ''}",
+            problems=tuple(problems),
+            advice="correct the named steps; docs/pipeline.md shows each",
+        )
+    return Pipeline(steps)
+
+
+def _step(config: Config, transform: TransformConfig | str, place: str, problems: list[str]) -> Step | None:
+    from headrace.cdc.process.transform import Problems, compile_step, compile_when
+    from headrace.cdc.process.transform_python import python_step
+
+    if isinstance(transform, str):
+        if re.fullmatch(PYTHON_PATTERN, transform) is None:
+            problems.append(f'{place}: "{transform}" is neither a mapping nor FILE.py:FUNCTION')
+            return None
+        transform = TransformConfig(python=transform)
+    try:
+        if transform.python is None:
+            return compile_step(transform)
+        when = compile_when(transform.when)
+    except Problems as found:
+        problems += [f"{place}.{line}" for line in found.lines]
+        return None
+    file, _, name = transform.python.rpartition(":")
+    try:
+        function = load_function(config.path(file), name)
+    except ValueError as error:
+        problems.append(f"{place}: {error}")
+        return None
+    return python_step(function, file=str(config.path(file)), name=name, when=when)
+
+
+def load_function(path: Path, name: str) -> Callable[[Any], Any]:
+    """A function of a user's file, which is run once for it. Raises ValueError with what is wrong, file and line."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
+    spec = importlib.util.spec_from_file_location(f"headrace_transform_{path.stem}_{abs(hash(path)):x}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # A user's file may import its neighbours; a dataclass in it looks itself up among the modules.
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}:{lines[-1]}" if lines else str(path)
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f'{path} has no function "{name}"')
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise ValueError(f"{name} of {path} is async; a transform can't wait for anything")
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise ValueError(f"{name} of {path} doesn't take one argument, the event") from None
+    found: Callable[[Any], Any] = function
+    return found
+
+
+__all__ = ["build_pipeline", "load_function"]

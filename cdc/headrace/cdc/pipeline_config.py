@@ -1,0 +1,222 @@
+"""The part of headrace.yaml that says what becomes of records before the log: of each table's rows, and of all events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from headrace.cdc.section import Section
+
+_SHORTEST_SALT = 16
+PYTHON_PATTERN: Final = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
+_ACTIONS: Final = ("name", "rename", "set", "remove", "keep", "drop", "sample", "python")
+
+
+class ColumnsConfig(Section, frozen=True):
+    """Which columns of the table reach the log, and as what."""
+
+    include: Annotated[
+        list[str],
+        Meta(description="Only these columns; others, also ones added later, never reach the log."),
+    ] = msgspec.field(default_factory=list[str])
+    exclude: Annotated[
+        list[str],
+        Meta(description="All columns but these, which never reach the log; not together with include."),
+    ] = msgspec.field(default_factory=list[str])
+    hash: Annotated[
+        list[str],
+        Meta(
+            description="Columns logged as 64 hexadecimal digits, HMAC-SHA-256 of the value's text under privacy.salt: equal "
+            "values stay joinable. NULL stays NULL."
+        ),
+    ] = msgspec.field(default_factory=list[str])
+    mask: Annotated[
+        dict[str, str],
+        Meta(
+            description="Column -> text that is logged in place of every value. NULL stays NULL.",
+            examples=[{"phone": "***"}],
+        ),
+    ] = msgspec.field(default_factory=dict[str, str])
+
+    def __post_init__(self) -> None:
+        if self.include and self.exclude:
+            raise ValueError("give include or exclude, not both")
+        for name in [*self.hash, *self.mask]:
+            if name in self.exclude or (self.include and name not in self.include):
+                raise ValueError(f'"{name}" is hashed or masked, and left out as well')
+        for name in self.hash:
+            if name in self.mask:
+                raise ValueError(f'"{name}" is hashed and masked')
+
+    def hides(self, name: str) -> bool:
+        """Whether a column's plain value must not reach the log."""
+        left_out = name not in self.include if self.include else name in self.exclude
+        return left_out or name in self.hash or name in self.mask
+
+
+class PrivacyConfig(Section, frozen=True):
+    """What hashed columns need."""
+
+    salt: Annotated[
+        str,
+        Meta(
+            description="Secret key of the hashes, at least 16 characters; give it by ${VARIABLE}. Another salt makes other hashes.",
+            examples=["${SALT}"],
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if self.salt and len(self.salt) < _SHORTEST_SALT:
+            raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
+
+    def __repr__(self) -> str:
+        return "PrivacyConfig()"
+
+
+class TransformWhen(Section, frozen=True):
+    """Which events a step concerns: all that every given field fits; none given, every event."""
+
+    names: Annotated[list[str], Meta(description="Names of events.")] = msgspec.field(default_factory=list[str])
+    kinds: Annotated[list[str], Meta(description="Kinds of events.", examples=[["track"]])] = msgspec.field(
+        default_factory=list[str]
+    )
+    tables: Annotated[
+        list[str], Meta(description="Tables of rows, as TABLE in any schema or SCHEMA.TABLE; SDK events have none.")
+    ] = msgspec.field(default_factory=list[str])
+    where: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Path -> value, list of values, or tests: is, not, exists, matches, above, below, at_least, at_most. All must hold.",
+            examples=[{"properties.total": {"above": 100}}],
+        ),
+    ] = msgspec.field(default_factory=dict[str, Any])
+
+
+class TransformConfig(Section, frozen=True):
+    """One step: exactly one thing to do, and to which events. A text in its place is ``python``."""
+
+    when: TransformWhen = msgspec.field(default_factory=TransformWhen)
+    name: Annotated[Annotated[str, Meta(min_length=1)] | None, Meta(description="The event's new name.")] = None
+    rename: Annotated[
+        dict[str, str],
+        Meta(description="Path -> path: fields that move.", examples=[{"properties.mail": "properties.email"}]),
+    ] = msgspec.field(default_factory=dict[str, str])
+    set: Annotated[
+        dict[str, Any],
+        Meta(
+            description="Path -> value, or {from: PATH} to copy.",
+            examples=[{"properties.channel": "web", "user_id": {"from": "properties.customer"}}],
+        ),
+    ] = msgspec.field(default_factory=dict[str, Any])
+    remove: Annotated[
+        list[str], Meta(description="Paths, * for every field or item.", examples=[["properties.note"]])
+    ] = msgspec.field(default_factory=list[str])
+    keep: Annotated[
+        list[str], Meta(description="Paths: all other fields of the same part go.", examples=[["properties.total"]])
+    ] = msgspec.field(default_factory=list[str])
+    drop: Annotated[bool, Meta(description="The event ends here.")] = False
+    sample: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        Meta(description="Share of the customers whose events go on, always the same ones.", examples=[0.1]),
+    ] = None
+    python: Annotated[
+        Annotated[str, Meta(pattern=PYTHON_PATTERN)] | None,
+        Meta(
+            description="FILE.py:FUNCTION that is given the event and returns it, or None to drop it. An exception sets the event aside.",
+            examples=["transforms.py:enrich"],
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        values = {word: getattr(self, word) for word in _ACTIONS}
+        given = [word for word, value in values.items() if not (value is None or value is False or value in ([], {}))]
+        if len(given) != 1:
+            said = f"it has {' and '.join(given)}" if given else "it has none"
+            raise ValueError(f"a step does one thing of {', '.join(_ACTIONS)}; {said}")
+
+
+class PipelineConfig(Section, frozen=True):
+    """What happens to events before the log."""
+
+    plan: Annotated[
+        str | None,
+        Meta(
+            description="File of a tracking plan: JSON Schemas that the events of a source of type http must fit.",
+            examples=["plan.yaml"],
+        ),
+    ] = None
+    transforms: Annotated[
+        list[TransformConfig | str],
+        Meta(
+            description="Steps that every event goes through, in this order, after the plan: docs/pipeline.md.",
+            examples=[[{"rename": {"properties.mail": "properties.email"}}, "transforms.py:enrich"]],
+        ),
+    ] = msgspec.field(default_factory=list[TransformConfig | str])
+
+
+class EventConfig(Section, frozen=True):
+    """What a table's rows become. Without an entry, rows become track events named ``<table> <op>ed``, keyed by primary key."""
+
+    kind: Annotated[str, Meta(pattern="^(identify|track|group|record)$", description="Kind of the event.")] = "track"
+    key: Annotated[
+        str | list[str] | None,
+        Meta(description="Column or columns that hold the customer key; default: the primary key."),
+    ] = None
+    insert: Annotated[str | None, Meta(description="Name of the event that an insert (or snapshot row) becomes.")] = (
+        None
+    )
+    update: Annotated[str | None, Meta(description="Name of the event that an update becomes.")] = None
+    delete: Annotated[str | None, Meta(description="Name of the event that a delete becomes.")] = None
+    occurred_at: Annotated[
+        str | None,
+        Meta(description="Timestamp column that says when it happened; default: the commit time."),
+    ] = None
+    columns: ColumnsConfig = msgspec.field(default_factory=ColumnsConfig)
+    where: Annotated[
+        str | None,
+        Meta(
+            description="SQL condition: only rows for which it holds are captured. PostgreSQL 15 and later, as the row filter of the publication"
+            " that headrace makes: it may name columns of the replica identity only."
+        ),
+    ] = None
+    content: Annotated[
+        Literal["text", "json"],
+        Meta(
+            description="Of logical messages (the entry pg_message.PREFIX). json: a content that is a JSON object becomes the event's"
+            " properties, and key, name and occurred_at name fields of it (an outbox); any other content stays exact text."
+        ),
+    ] = "text"
+    name: Annotated[
+        str | None, Meta(description="With content: json, the field that holds the event's name; default: insert.")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.content == "text" and self.name is not None:
+            raise ValueError("name is a field of a message's content; say content: json too, or take it out")
+        if self.content == "json" and self.columns != ColumnsConfig():
+            raise ValueError(
+                "columns can't be used with content: json; leave the values out where the message is written"
+            )
+        keys = [self.key] if isinstance(self.key, str) else self.key or []
+        for name in keys:
+            left_out = self.columns.hides(name) and name not in self.columns.hash
+            if left_out:
+                raise ValueError(
+                    f'columns leaves out or masks "{name}", which is the customer key; put it under columns.hash '
+                    "(a hash stays joinable), or choose another key"
+                )
+        if self.occurred_at is not None and self.columns.hides(self.occurred_at):
+            raise ValueError(f'columns hides "{self.occurred_at}", which occurred_at needs; choose another column')
+
+
+__all__ = [
+    "PYTHON_PATTERN",
+    "ColumnsConfig",
+    "EventConfig",
+    "PipelineConfig",
+    "PrivacyConfig",
+    "TransformConfig",
+    "TransformWhen",
+]
