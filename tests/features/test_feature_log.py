@@ -24,7 +24,7 @@ from headrace.features.offline.journal import Flush, LoggedRow
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, write_segment
 from headrace.features.offline.viewlog import read_description, segments
-from headrace.features.spec import Field, ValueType, ViewSpec
+from headrace.features.spec import FeatureValue, Field, ValueType, ViewSpec
 from headrace.features.store.base import Checkpoint, EntityWrite, ViewWrite
 from headrace.features.store.memory import MemoryStore
 
@@ -236,7 +236,7 @@ def test_every_type_has_exact_values_in_parquet(tmp_path: Path) -> None:
     view = ViewSpec(
         "types", (Field("k", ValueType.STRING),), tuple(Field(f"f{n}", kind) for n, kind in enumerate(ValueType)), "t"
     )
-    rows = {
+    rows: dict[ValueType, FeatureValue] = {
         ValueType.INT32: -(1 << 31),
         ValueType.INT64: (1 << 63) - 1,
         ValueType.FLOAT32: 0.5,
@@ -245,6 +245,9 @@ def test_every_type_has_exact_values_in_parquet(tmp_path: Path) -> None:
         ValueType.BOOL: False,
         ValueType.BYTES: b"\x00\xff",
         ValueType.UNIX_TIMESTAMP: 1_700_000_000_000_000,
+        ValueType.INT64_LIST: ((1 << 63) - 1, -1),
+        ValueType.FLOAT64_LIST: (0.1, -0.0),
+        ValueType.STRING_LIST: (),
     }
     values = tuple(rows[kind] for kind in ValueType)
     write_segment(
@@ -253,11 +256,13 @@ def test_every_type_has_exact_values_in_parquet(tmp_path: Path) -> None:
         [Flush(1, 2, 3, (LoggedRow(("a",), values, 1), LoggedRow(("b",), None, 1)))],
     )
     read = duckdb.sql(
-        f"select f0, f1, f2, f3, f4, f5, f6, epoch_us(f7) from '{tmp_path}/*.parquet' order by k"
+        f"select f0, f1, f2, f3, f4, f5, f6, epoch_us(f7), f8, f9, f10 from '{tmp_path}/*.parquet' order by k"
     ).fetchall()
-    assert bits(read[0]) == bits(values)
+    assert bits(read[0][:8]) == bits(values[:8])
+    assert [tuple(found) for found in read[0][8:]] == list(values[8:])
+    assert math.copysign(1, read[0][9][1]) == -1
     assert math.copysign(1, read[0][3]) == -1
-    assert read[1] == (None,) * 8
+    assert read[1] == (None,) * 11
 
 
 def test_a_feature_named_as_a_column_of_the_log_is_refused() -> None:

@@ -444,6 +444,8 @@ class BinlogDecoder:
         del self._rows[kept - self._given :]
 
     def _truncate(self, schema: str, table: str) -> None:
+        if not self._wants(schema, table):
+            return
         known = next(
             (
                 each

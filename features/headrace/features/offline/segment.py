@@ -66,6 +66,9 @@ def schema_of(view: ViewSpec) -> Any:
         ValueType.BOOL: pa.bool_(),
         ValueType.BYTES: pa.binary(),
         ValueType.UNIX_TIMESTAMP: time,
+        ValueType.INT64_LIST: pa.list_(pa.int64()),
+        ValueType.FLOAT64_LIST: pa.list_(pa.float64()),
+        ValueType.STRING_LIST: pa.list_(pa.string()),
     }
     columns: list[tuple[str, Any]] = []
     for field in (*view.join_keys, *view.fields):
