@@ -108,7 +108,7 @@ class RandomMySQL:
             connection,
             "set names utf8mb4",
             _OWN_SESSION.format(int(self.is_mysql)),
-            "set session sql_select_limit = default",
+            "set session sql_select_limit = 18446744073709551615",  # the default is what the server is set to
         )
         self._run(connection, "set session transaction isolation level repeatable read")
         image = self.rng.choice(["FULL", "MINIMAL", "NOBLOB"]) if self.image == "mixed" else self.image
