@@ -264,14 +264,14 @@ async def test_a_large_transaction_with_rows_rolled_back_is_read_again(
     await r.until_rows(1)
     begin, *kept, commit = large(500)
     gone = large(500, 5000)[1:-1]
-    run(
-        mariadb,
-        *[begin, *kept, "savepoint a", *gone, "insert into m values (1)", "rollback to a"],
-        *["insert into t values (600, 'x')", commit],
-        database=database,
-    )
+    with mariadb.connect(database=database) as connection, connection.cursor() as cursor:
+        for statement in [begin, *kept, "savepoint a", *gone, "insert into m values (1)"]:
+            cursor.execute(statement)
+        await r.until_rows(2)  # the other engine's row is a transaction of its own, before this one
+        for statement in ["rollback to a", "insert into t values (600, 'x')", commit]:
+            cursor.execute(statement)
     with pytest.raises(SourceUnavailable, match="read again without them"):
-        await r.until_rows(501)
+        await r.until_rows(503)
     r.staged = []
     await r.start()
     await r.until_rows(503)
