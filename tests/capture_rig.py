@@ -17,6 +17,7 @@ from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.position import parse_lsn
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import SourceStatus
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
 from proxy import Proxy
@@ -48,8 +49,7 @@ class CaptureRig:
 
     async def stop(self) -> None:
         if self.task is not None:
-            self.task.cancel()
-            await asyncio.gather(self.task, return_exceptions=True)
+            await end(self.task)
         if self.log is not None:
             await self.log.close()
             self.log = None

@@ -22,6 +22,7 @@ from headrace.cdc.process.pipeline import Pipeline
 from headrace.cdc.process.validate import Plan
 from headrace.cdc.sources.collector import Collector
 from headrace.cdc.sources.collector_config import CollectorConfig
+from headrace.cdc.sources.ending import end
 from headrace.cdc.web import WebServer
 from serving import no_snapshot
 
@@ -105,6 +106,5 @@ async def collecting(
             port = int(server.url.rpartition(":")[2])
             yield Collecting(server.url, port, log, collector, server, registry, http, running, reported)
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        await end(running)
         await server.stop()

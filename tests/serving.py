@@ -15,6 +15,7 @@ from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.errors import RequestRefused
 from headrace.cdc.sources.base import Asked, SourceStatus
+from headrace.cdc.sources.ending import end
 from headrace.cdc.web import WebServer
 from headrace.sinks.subscribe import SubscribeConfig, Subscriptions
 from shop_log import ShopLog
@@ -66,8 +67,7 @@ async def serving(
         async with aiohttp.ClientSession(read_bufsize=1 << 16) as http:
             yield Served(server.url, log, subscriptions, server, registry, http, following)
     finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
+        await end(following)
         await server.stop()
 
 

@@ -316,3 +316,19 @@ async def test_stopping_during_a_pause_is_at_once() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     assert bench.source.diary == ["start after nothing", "stop", "stop"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_stopping_at_the_moment_the_source_is_lost_is_heard(turns: int) -> None:
+    """A task group of Python 3.11 and 3.12 tells only the error when a child fails and its parent is cancelled at once."""
+    lost = asyncio.Event()
+    bench = Bench(ScriptedSource([lost, SourceUnavailable("gone", source="shop")]))
+    async with bench.running() as task:
+        await bench.until(lambda: bench.source.reads == 1)
+        await bench.settle()
+        lost.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await bench.settle()
+        assert task.cancelled()

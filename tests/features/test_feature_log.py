@@ -23,7 +23,7 @@ from headrace.features.loading import load_definitions
 from headrace.features.offline.journal import Flush, LoggedRow
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, write_segment
-from headrace.features.offline.viewlog import read_description, segments
+from headrace.features.offline.viewlog import ViewLog, read_description, segments
 from headrace.features.spec import FeatureValue, Field, ValueType, ViewSpec
 from headrace.features.store.base import Checkpoint, EntityWrite, ViewWrite
 from headrace.features.store.memory import MemoryStore
@@ -95,6 +95,49 @@ def two_views(path: Path) -> tuple[CompiledView, ...]:
         + 'statuses = FeatureView("statuses", entity=customer, source=Table("public.orders"), features=[latest("status"), count(over="1h")])\n'
     )
     return load_definitions(path)
+
+
+async def test_writes_wait_for_a_sealing_that_is_slow(
+    definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.features.offline.logged._MOST_UNSEALED", 1)
+    views = two_views(definitions)
+    table = random_life(73, 120)
+    log = SlicedLog()
+    log.most = 11
+    await log.add(*table.events)
+    store = RecordingStore()
+    await run_to_the_end(make_engine(views, store, log, tmp_path / "log", roll_bytes=1), len(table.events))
+    for view in views:
+        assert logged(tmp_path / "log", view.spec) == store.taken[view.spec.name]
+
+
+@pytest.mark.parametrize("reason", ["No space left on device"])
+async def test_a_sealing_that_fails_says_why_and_loses_and_doubles_no_row(
+    definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """The second view's fails, so that the first's journal already has what its store doesn't."""
+    monkeypatch.setattr("headrace.features.offline.logged._MOST_UNSEALED", 1)
+    views = two_views(definitions)
+    table = random_life(74, 120)
+    log = SlicedLog()
+    log.most = 11
+    await log.add(*table.events)
+    store = RecordingStore()
+    seal = ViewLog.seal
+
+    def fail(self: ViewLog) -> None:
+        if self.view.name == "statuses":
+            raise OSError(28, reason)
+        seal(self)
+
+    with monkeypatch.context() as full:
+        full.setattr(ViewLog, "seal", fail)
+        with pytest.raises(StoreError, match=reason):
+            await run_to_the_end(make_engine(views, store, log, tmp_path / "log", roll_bytes=1), len(table.events))
+    await run_to_the_end(make_engine(views, store, log, tmp_path / "log", roll_bytes=1), len(table.events))
+    for view in views:
+        assert logged(tmp_path / "log", view.spec) == store.taken[view.spec.name]
 
 
 @pytest.mark.parametrize("seed", [71, 72])

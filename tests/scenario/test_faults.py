@@ -26,6 +26,7 @@ from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import EmbeddedServerError, PostgresServer
 from headrace.cdc.errors import HistoryMismatch, SourceRefused
 from headrace.cdc.log.sqlite_reader import SQLiteLogReader
+from headrace.cdc.sources.ending import end
 
 MakeRig = Callable[..., Awaitable[CaptureRig]]
 NAMED_WITHIN_S = 12.0
@@ -319,8 +320,7 @@ async def test_a_publication_altered_while_headrace_is_down_is_seen_at_the_start
     assert r.log is not None
     state = await r.log.source_state(r.source.name)
     assert r.task is not None
-    r.task.cancel()
-    await asyncio.gather(r.task, return_exceptions=True)
+    await end(r.task)
     publication = r.source._server.publication
     database.execute(f"alter publication {publication} drop table a")
     database.execute("insert into a values (9000, 0, 'unseen')")

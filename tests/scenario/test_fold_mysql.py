@@ -28,6 +28,7 @@ from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import ChangeBatch
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql import MySQLSource, MySQLState
 from headrace.cdc.sources.mysql_config import MySQLConfig
 from proxy import Proxy
@@ -167,19 +168,17 @@ async def hold(server: MariaDBServer, folder: Path, seed: int, steps: int) -> st
                     capturing.result()
             stop.set()
             await asyncio.to_thread(driver.finish)
-            capturing.cancel()
-            await asyncio.gather(capturing, return_exceptions=True)
+            await end(capturing)
             capturing = asyncio.create_task(capture_until(stop, config, path, progress, rng))
-            end = await asyncio.to_thread(driver.end)
+            goal = await asyncio.to_thread(driver.end)
 
             def is_over() -> bool:
                 state = stored(path)
-                return state is not None and state.gtids == end and all(copy.is_done for copy in state.copies)
+                return state is not None and state.gtids == goal and all(copy.is_done for copy in state.copies)
 
-            await until(is_over, f"catching up with {end}")
+            await until(is_over, f"catching up with {goal}")
         finally:
-            capturing.cancel()
-            await asyncio.gather(capturing, return_exceptions=True)
+            await end(capturing)
         checks = await judge(path, driver, progress, seed)
         line = (
             f"seed {seed}: {'copy' if has_copy else 'stream'}, images {driver.image}, {len(progress.order)} changes, "

@@ -26,6 +26,7 @@ from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import ChangeBatch
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.pgstate import PostgresState
 from headrace.cdc.sources.postgres import PostgresSource
 from headrace.cdc.sources.postgres_config import PostgresConfig
@@ -171,19 +172,17 @@ async def hold(servers: dict[int, PostgresServer], folder: Path, seed: int, step
                     capturing.result()
             stop.set()
             await asyncio.to_thread(driver.finish)
-            capturing.cancel()
-            await asyncio.gather(capturing, return_exceptions=True)
+            await end(capturing)
             # Once more from what is stored: tables that were created meanwhile are taken up.
             progress.is_streaming = False
             capturing = asyncio.create_task(capture_until(stop, config, path, progress, driver, rng))
             await until(lambda: progress.is_streaming, "the copy")
             found = await asyncio.to_thread(database.execute, "select pg_current_wal_insert_lsn() - '0/0'")
-            end = int(str(found[0][0]))
+            goal = int(str(found[0][0]))
             database.execute("select pg_logical_emit_message(true, 'headrace', '')")
-            await until(lambda: progress.lsn >= end, "catching up")
+            await until(lambda: progress.lsn >= goal, "catching up")
         finally:
-            capturing.cancel()
-            await asyncio.gather(capturing, return_exceptions=True)
+            await end(capturing)
         checks = await judge(path, driver, progress, seed)
         return (
             f"seed {seed}: Postgres {major}, {len(progress.order)} changes, {checks} states compared, {driver.counts}"

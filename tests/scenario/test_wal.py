@@ -15,6 +15,7 @@ from fix_servers import Database, postgres_bin
 from headrace.cdc.config import Duration, Size
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import ConfigError, HistoryMismatch, SourceRefused
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.postgres_config import PostgresConfig, WalBudget
 
 MakeRig = Callable[..., Awaitable[CaptureRig]]
@@ -156,8 +157,7 @@ async def test_a_gap_is_stopped_at_or_healed(own: Database, rig: MakeRig, gap: s
     r = await rig(own, on_gap="snapshot")
     await r.until_caught_up()
     assert r.task is not None
-    r.task.cancel()
-    await asyncio.gather(r.task, return_exceptions=True)
+    await end(r.task)
     assert r.log is not None
     slot, publication = r.source._server.slot, r.source._server.publication
     async with asyncio.timeout(20):

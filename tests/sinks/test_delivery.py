@@ -18,6 +18,7 @@ from headrace.cdc.config import Config
 from headrace.cdc.consumer import Services
 from headrace.cdc.errors import SinkStoreError
 from headrace.cdc.log.sqlite import SQLiteLog
+from headrace.cdc.sources.ending import end
 from headrace.sinks.base import Item
 from headrace.sinks.deadletter import DeadLetter, MemorySinkStore
 from headrace.sinks.delivery import SinkConsumer, Sinks
@@ -200,8 +201,7 @@ async def test_a_busy_kind_of_request_leaves_room_for_the_others(hook: Hook) -> 
     consumer = SinkConsumer("crm", HttpSink(destination), section, log=log, store=MemorySinkStore())
     running = asyncio.create_task(consumer.run())
     await until(lambda: consumer.status()["offset"] == [401])
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end(running)
     assert len(hook.got) == 401
     place = [body["id"] for body in hook.got].index("shop-0")
     assert place < 100, "it needn't wait for all the others"
@@ -231,8 +231,7 @@ async def test_without_a_durable_dead_letter_nothing_goes_on_and_the_next_run_do
     store.is_full = False
     running = asyncio.create_task(consumer.run())
     await until(lambda: consumer.status()["offset"] == [3])
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end(running)
     assert numbers(hook) == [0, 2], "what had its answer isn't sent again"
 
 
@@ -245,8 +244,7 @@ async def test_what_was_buried_before_a_crash_is_not_sent_again_behind_its_follo
     consumer = SinkConsumer("crm", HttpSink(destination), HttpConfig(destination=destination), log=log, store=store)
     running = asyncio.create_task(consumer.run())
     await until(lambda: consumer.status()["offset"] == [3])
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end(running)
     assert numbers(hook) == [1, 2]
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("botocore")
 from headrace.cdc.config import Duration
 from headrace.cdc.errors import SinkError
 from headrace.cdc.event import CustomerEvent, Kind
+from headrace.cdc.sources.ending import end
 from headrace.sinks.awscredentials import CredentialSource, from_environment, from_profile
 from headrace.sinks.base import Unfit, WhenConfig
 from headrace.sinks.deadletter import MemorySinkStore
@@ -242,8 +243,7 @@ async def test_a_stub_that_fails_in_every_way_ends_with_each_customers_events_on
                     assert not running.done() or await running
                     await asyncio.sleep(0.01)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            await end(running)
         state = await asyncio.to_thread(_state, url)
     assert state["wrong"] == [] and "bad signature" not in state["counts"]
     wanted: dict[str, list[str]] = {}

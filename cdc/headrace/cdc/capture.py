@@ -22,6 +22,7 @@ from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.process.pipeline import Pipeline
 from headrace.cdc.setaside import letter_of
 from headrace.cdc.sources.base import ChangeBatch, Source
+from headrace.cdc.sources.ending import end
 
 _log = logging.getLogger("headrace.capture")
 
@@ -107,14 +108,22 @@ class Capture:
         under_way: deque[_UnderWay] = deque()
         room = asyncio.Semaphore(_UNDER_WAY)
         news = asyncio.Event()
+        # Not a TaskGroup: until Python 3.13 it tells only the error when a child fails at the moment its parent is cancelled.
+        halves = [
+            asyncio.create_task(self._read(under_way, room, news)),
+            asyncio.create_task(self._confirm(under_way, room, news)),
+        ]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(under_way, room, news))
-                group.create_task(self._confirm(under_way, room, news))
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._settle(under_way)
+            try:
+                for half in halves:
+                    await end(half)
+            finally:
+                await self._settle(under_way)
+        for half in halves:
+            if not half.cancelled():
+                await half
 
     async def _read(self, under_way: deque[_UnderWay], room: asyncio.Semaphore, news: asyncio.Event) -> None:
         source = self.source

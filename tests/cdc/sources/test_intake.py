@@ -19,6 +19,7 @@ from headrace.cdc.log.memory import MemoryLog
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.sources.collector import Asked, Collector, UnreadableRefused
 from headrace.cdc.sources.collector_config import CollectorConfig
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.intake import ClosingError
 
 anything = st.recursive(
@@ -80,8 +81,7 @@ async def test_no_call_makes_the_log_fail_and_each_is_an_event_a_repetition_or_a
     assert len(found) == counts.events
     for event in found:
         assert isinstance(json.loads(event.properties), dict)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await end(running)
     await log.close()
 
 

@@ -27,6 +27,7 @@ from headrace.cdc.event import Change
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql import MySQLSource
 from headrace.cdc.sources.mysql_config import MySQLConfig, safe_name
 from proxy import Proxy
@@ -356,8 +357,7 @@ async def test_capture_heals_by_itself(
                 assert not task.done() or task.result() is None
                 await asyncio.sleep(0.01)  # the capture works in the same loop
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         await log.close()
         await proxy.stop()
     assert [event.key for event in events] == [str(number) for number in range(1, 101)]

@@ -20,6 +20,7 @@ from headrace.cdc.config import Duration
 from headrace.cdc.demo.embedded import PostgresServer
 from headrace.cdc.errors import SourceRefused, SourceUnavailable
 from headrace.cdc.position import parse_lsn
+from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.pgsnapshot import Visibility, read_chunk
 from headrace.cdc.sources.pgstate import PostgresState
 from headrace.cdc.sources.postgres import PostgresSource
@@ -103,8 +104,7 @@ async def test_a_slot_on_a_standby_says_what_it_waits_for(
                     shop.execute("select pg_log_standby_snapshot()")
             starting.result()
         finally:
-            starting.cancel()
-            await asyncio.gather(starting, return_exceptions=True)
+            await end(starting)
             await r.stop()
 
 
@@ -117,8 +117,7 @@ async def test_a_cancelled_wait_leaves_no_slot(pair: Pair) -> None:
     async with asyncio.timeout(10):
         while "pg_log_standby_snapshot()" not in r.source.status().reason:
             await asyncio.sleep(0.01)
-    starting.cancel()
-    await asyncio.gather(starting, return_exceptions=True)
+    await end(starting)
     assert not ask(shop.standby_dsn, "select from pg_replication_slots where slot_name = 'headrace_tcancelled'")
 
 
@@ -139,8 +138,7 @@ async def test_a_primary_that_cannot_be_asked_is_told_while_the_slot_waits(pair:
         await asyncio.wait_for(starting, 20)
         await r.until_streaming()
     finally:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await end(starting)
         await r.stop()
         shop.execute("revoke execute on function pg_log_standby_snapshot() from powerless")
 

@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 ROLL_BYTES: Final = 64 << 20
 _MOST_UNSEALED: Final = 16
-"""Journals that may wait for their sealing before writes are held up: a full disk must be seen, not hidden."""
+"""Journals that may wait for their sealing before writes wait too: a disk that is too slow or full must be felt, not hidden."""
 _TEND_EVERY_S: Final = 1.0
 
 
@@ -117,23 +117,10 @@ class LoggedStore:
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         async with self._turn:
             try:
-                for write in writes:
-                    log = self._logs.get(write.view.name)
-                    if log is None:
-                        log = await self._begin(write.view, write.checkpoint.generation)
-                    if log.size_bytes >= self._roll_bytes:
-                        self._rotate(log)
-                    log.append(write.entities, write.checkpoint.offsets[0], write.checkpoint.log_time_us)
-            except OSError as error:
-                self._is_clean = False
-                raise StoreError(
-                    f"the feature log {self._folder} can't be written: {error.strerror}",
-                    advice="check the disk, and the rights of the folder that features.offline.path names",
-                ) from error
-            try:
+                await self._journal(writes)
                 await self._store.write(writes)
             except BaseException:
-                # What the journals end with may not be in the store; only the next run's checkpoint will tell.
+                # The journals may end with what the store doesn't have; only the next run's checkpoint will tell.
                 self._is_clean = False
                 raise
 
@@ -188,6 +175,23 @@ class LoggedStore:
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         return await self._store.keys(view)
 
+    async def _journal(self, writes: Sequence[ViewWrite]) -> None:
+        try:
+            for write in writes:
+                log = self._logs.get(write.view.name)
+                if log is None:
+                    log = await self._begin(write.view, write.checkpoint.generation)
+                if log.size_bytes >= self._roll_bytes:
+                    if len(log.unsealed()) >= _MOST_UNSEALED:
+                        await self._on_thread(log.seal)
+                    log.rotate()
+                log.append(write.entities, write.checkpoint.offsets[0], write.checkpoint.log_time_us)
+        except OSError as error:
+            raise StoreError(
+                f"the feature log {self._folder} can't be written: {error.strerror}",
+                advice="check the disk, and the rights of the folder that features.offline.path names",
+            ) from error
+
     async def _begin(self, view: ViewSpec, generation: str) -> ViewLog:
         place = self._places[view.name]
         log = ViewLog(self._folder / view.name, view, clock=self._clock)
@@ -217,14 +221,6 @@ class LoggedStore:
             state is None if row.values is None else state is not None and zlib.crc32(state) == row.state_crc
             for row, state in zip(rows, states, strict=True)
         )
-
-    def _rotate(self, log: ViewLog) -> None:
-        if len(log.unsealed()) >= _MOST_UNSEALED:
-            raise StoreError(
-                f"the feature log {self._folder} can't be sealed into Parquet: {self._trouble or 'it is too slow'}",
-                advice="check the disk of features.offline.path",
-            )
-        log.rotate()
 
     async def _tend(self) -> None:
         """Now and then: journals to the disk, those of age into Parquet."""
