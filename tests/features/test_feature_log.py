@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import struct
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from headrace.cdc.errors import DefinitionError, StoreError, StoreRefused
 from headrace.features.compiled import CompiledView
 from headrace.features.engine import FeatureEngine
 from headrace.features.loading import load_definitions
-from headrace.features.offline.journal import Flush, LoggedRow
+from headrace.features.offline.journal import Flush, Header, JournalWriter, LoggedRow
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, write_segment
 from headrace.features.offline.viewlog import ViewLog, read_description, segments
@@ -312,3 +315,27 @@ def test_a_feature_named_as_a_column_of_the_log_is_refused() -> None:
     view = ViewSpec("v", (Field("k", ValueType.STRING),), (Field("created", ValueType.INT64),), "t")
     with pytest.raises(DefinitionError, match="'created' is the name of a column of the feature log"):
         check_names(view)
+
+
+def test_a_journal_closed_while_another_thread_syncs_it(
+    tmp_path: Path, view_of_one: ViewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rotation does when the disk is slow."""
+    writer = JournalWriter(tmp_path / "00000001.journal", Header(view_of_one, "g"))
+    writer.append(Flush(1, 2, 3, ()))
+    is_syncing, may_go_on = threading.Event(), threading.Event()
+    fdatasync = os.fdatasync
+
+    def slow(fd: int) -> None:
+        is_syncing.set()
+        assert may_go_on.wait(10)
+        fdatasync(fd)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    with ThreadPoolExecutor(1) as other:
+        syncing = other.submit(writer.sync)
+        assert is_syncing.wait(10)
+        writer.close()
+        may_go_on.set()
+        syncing.result()
+        other.submit(writer.sync).result()

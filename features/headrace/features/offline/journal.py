@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,7 @@ class JournalWriter:
     def __init__(self, path: Path, header: Header) -> None:
         """Make the file, or go on with it. Raises OSError."""
         self.path = path
+        self._closing = threading.Lock()
         is_new = not path.exists() or path.stat().st_size == 0
         self._file: BinaryIO = path.open("ab", buffering=0)
         self.size_bytes = self._file.seek(0, os.SEEK_END)
@@ -86,11 +88,19 @@ class JournalWriter:
         self._put(encode_flush(flush))
 
     def sync(self) -> None:
-        """On the disk on return; callable from another thread."""
-        os.fdatasync(self._file.fileno())
+        """On the disk on return, unless it is closed before this begins; callable from another thread, also while it is being closed."""
+        with self._closing:
+            if self._file.closed:
+                return
+            held = os.dup(self._file.fileno())  # a close meanwhile neither waits for the disk nor takes the file away
+        try:
+            os.fdatasync(held)
+        finally:
+            os.close(held)
 
     def close(self) -> None:
-        self._file.close()
+        with self._closing:
+            self._file.close()
 
     def _put(self, body: bytes) -> None:
         data = memoryview(_FRAME.pack(len(body), zlib.crc32(body)) + body)
