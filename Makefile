@@ -3,10 +3,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint types format bench crash campaign docs build clean
+.PHONY: help demo test matrix lint types format bench bench-rivals crash campaign docs build clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 demo: ## a real Postgres, a small shop and live features; ARGS="..." goes to `headrace demo`
 	@.ci/venv.sh demo
@@ -41,6 +41,12 @@ bench: ## every benchmark with JSON results in benchmarks/results; ARGS="log_app
 	@.ci/servers.sh
 	@.ci/venv.sh test
 	@.ci/bench.sh $(ARGS)
+
+bench-rivals: ## the drain of Postgres beside Debezium and others, installed into .rivals; ARGS="--rows 100000"
+	@.ci/servers.sh
+	@.ci/venv.sh test
+	@.ci/rivals.sh
+	@.venv/bin/python benchmarks/postgres_drain.py --rivals $(ARGS)
 
 crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/servers.sh

