@@ -18,6 +18,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HOT_MODULES = [
+    "cdc/headrace/cdc/decode/binlog.py",
     "cdc/headrace/cdc/decode/copytext.py",
     "cdc/headrace/cdc/decode/mysqlvalue.py",
     "cdc/headrace/cdc/decode/pgoutput.py",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import importlib.util
 import json
 import os
@@ -37,6 +38,10 @@ from rig.mariadb import connect, program, throwaway
 
 CLIENTS = ("raw", "verbose", "library", "decode", "skip", "log")
 _DEADLINE_S = 900.0
+_IMPORTS = {
+    True: ("pymysqlreplication", "pymysqlreplication.row_event"),
+    False: ("uvloop", "headrace.cdc.capture", "headrace.cdc.log.sqlite", "headrace.cdc.sources.mysql"),
+}
 _TABLE = """
 create table shop.orders (
     id bigint primary key, customer_id bigint not null, total decimal(12,2) not null, status varchar(20) not null, note text not null,
@@ -177,6 +182,10 @@ def summary(client: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def child(arguments: argparse.Namespace) -> None:
     """One reader in this process; its figures as JSON on stdout."""
     start = json.loads(arguments.start)
+    for module in _IMPORTS[arguments.child == "library"]:
+        importlib.import_module(module)  # not of the drain
+    if arguments.child != "library":
+        _settle()
     before = memory_mib(os.getpid(), "VmRSS")
     began, cpu = time.perf_counter(), cpu_s(os.getpid())
     if arguments.child == "library":
@@ -188,6 +197,15 @@ def child(arguments: argparse.Namespace) -> None:
     wall_s, cpu_used = time.perf_counter() - began, cpu_s(os.getpid()) - cpu
     peak = memory_mib(os.getpid())
     print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_used, "peak_mib": peak, "growth_mib": round(peak - before, 1)}))
+
+
+def _settle() -> None:
+    """As the program does at its start."""
+    from headrace.cdc.cli import COLLECT_EVERY
+
+    gc.set_threshold(*COLLECT_EVERY)
+    gc.collect()
+    gc.freeze()
 
 
 def _library(port: int, rows: int, start: dict[str, Any]) -> None:

@@ -26,9 +26,10 @@ from headrace.cdc.decode.tablemap import TableMap, packed, parse_table_map
 from headrace.cdc.decode.tableversion import SchemaNews, TableVersion, versioned
 from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.errors import DecodeError
-from headrace.cdc.event import UNCHANGED, Change, Op, Row, TableSchema
+from headrace.cdc.event import Change, Op, Row, TableSchema
 
 _HEADER = struct.Struct("<IBIIIH")
+_HEADER_BYTES = _HEADER.size
 _U64, _U32, _U16 = struct.Struct("<Q"), struct.Struct("<I"), struct.Struct("<H")
 _CRC_BYTES = 4
 _ARTIFICIAL = 0x20
@@ -49,10 +50,12 @@ _ROWS: dict[int, tuple[Op, int, bool]] = {
 """Code -> what happened, version of the post-header, compressed by MariaDB's log_bin_compress."""
 _SKIPPED = frozenset(
     (_STOP, _INTVAR, _RAND, _USER_VAR, _HEARTBEAT, _HEARTBEAT2, _ROWS_QUERY, _PREVIOUS_GTIDS, _TRANSACTION_CONTEXT)
-    + (_VIEW_CHANGE, _ANNOTATE, _CHECKPOINT, _GTID_LIST, _ENCRYPTION)
+    + (_VIEW_CHANGE, _CHECKPOINT, _GTID_LIST, _ENCRYPTION)
 )
 _STANDALONE, _PREPARED_XA = 1, 64
 _HAS_COMMIT_TIMES = 2
+_UNTOLD, _ABSENT, _PRESENT = 0, 1, 2
+"""Checksums behind events."""
 
 
 PART_BYTES = 1 << 20
@@ -143,7 +146,8 @@ class BinlogDecoder:
         stands_for: BinlogTransaction | None = None,
     ) -> None:
         self.versions = versions
-        self.place = place
+        self._file = place.file
+        self._pos = place.pos
         self.passed = place
         self.gtids = gtids
         self.transactions: list[BinlogTransaction] = []
@@ -151,7 +155,7 @@ class BinlogDecoder:
         self.server_time_us = 0
         self._id_prefix = id_prefix
         self._wants = wants
-        self._has_checksums: bool | None = None
+        self._checksums = _UNTOLD
         self._maps: dict[bytes, _Mapped] = {}
         self._by_id: dict[int, _Mapped] = {}
         self._prepared = {} if prepared is None else prepared
@@ -177,11 +181,22 @@ class BinlogDecoder:
 
     def feed(self, event: bytes) -> None:
         """One whole event, header and checksum included. Raises DecodeError, with the place before the event, or Undone."""
-        self._guarded(self._feed, event)
+        try:
+            self._feed(event)
+        except DecodeError as error:
+            raise self._placed(error) from error
 
     def go_on(self) -> None:
         """Unpack more of the event that was fed last, while ``is_unpacking``. Raises as feed."""
-        self._guarded(self._resume)
+        try:
+            self._resume()
+        except DecodeError as error:
+            raise self._placed(error) from error
+
+    @property
+    def place(self) -> BinlogPlace:
+        """Behind the last event."""
+        return BinlogPlace(self._file, self._pos)
 
     @property
     def is_unpacking(self) -> bool:
@@ -193,16 +208,11 @@ class BinlogDecoder:
         """Parts of the transaction under way were given out."""
         return self._given > 0
 
-    def _guarded(self, step: Callable[..., None], *arguments: bytes) -> None:
-        try:
-            step(*arguments)
-        except DecodeError as error:
-            if error.position:
-                raise
-            raise DecodeError(error.args[0], position=str(self.place)) from error
+    def _placed(self, error: DecodeError) -> DecodeError:
+        return error if error.position else DecodeError(error.args[0], position=str(self.place))
 
     def _feed(self, event: bytes) -> None:
-        if len(event) < _HEADER.size:
+        if len(event) < _HEADER_BYTES:
             raise DecodeError("an event shorter than its header", kind="event", index=len(event))
         seconds, kind, self._server, size, log_pos, flags = _HEADER.unpack_from(event)
         if size != len(event):
@@ -225,39 +235,43 @@ class BinlogDecoder:
         if kind == _XID or self._ends:
             self._ends = False
             self._commit()
-        if not self.in_transaction and order_of(self.place) > order_of(self.passed):
-            self.passed = self.place
+        if not self.in_transaction:
+            self._pass(self.place)
 
     def _pulse(self, file: str, log_pos: int) -> None:
         """An idle server says how far it has come: what it left out, being of transactions that we have, is behind us too."""
-        near = self.place.pos if file == self.place.file else 0
-        told = BinlogPlace(file, (near >> 32 << 32) | log_pos)
-        if not self.in_transaction and order_of(told) > order_of(self.passed):
-            self.passed = told
+        near = self._pos if file == self._file else 0
+        if not self.in_transaction:
+            self._pass(BinlogPlace(file, (near >> 32 << 32) | log_pos))
+
+    def _pass(self, place: BinlogPlace) -> None:
+        passed = self.passed
+        if place.pos > passed.pos if place.file == passed.file else order_of(place) > order_of(passed):
+            self.passed = place
 
     def _checked(self, event: bytes, kind: int) -> bytes:
         """The body, without header and checksum."""
         end = len(event) - _CRC_BYTES
         if kind == _FORMAT:
             # The byte before its checksum, which it always has, says whether the others have one.
-            self._has_checksums = end > _HEADER.size and event[end - 1] == 1
-        fits = end >= _HEADER.size and zlib.crc32(event[:end]) == _U32.unpack_from(event, end)[0]
-        if self._has_checksums is None:
-            return event[_HEADER.size : end if fits else None]  # the first rotation comes before the format is told
-        if not self._has_checksums:
-            return event[_HEADER.size :] if kind != _FORMAT else event[_HEADER.size : end]
-        if not fits:
+            self._checksums = _PRESENT if end > _HEADER_BYTES and event[end - 1] == 1 else _ABSENT
+        elif self._checksums == _ABSENT:
+            return event[_HEADER_BYTES:]
+        fits = end >= _HEADER_BYTES and zlib.crc32(memoryview(event)[:end]) == _U32.unpack_from(event, end)[0]
+        if self._checksums == _UNTOLD:
+            return event[_HEADER_BYTES : end if fits else None]  # the first rotation comes before the format is told
+        if not fits and self._checksums == _PRESENT:
             raise DecodeError("a checksum that doesn't fit", kind=f"event {kind}", index=end)
-        return event[_HEADER.size : end]
+        return event[_HEADER_BYTES:end]
 
     def _move(self, log_pos: int, size: int) -> None:
         """log_pos has 32 bits, and files may be larger: what it lacks comes from counting."""
-        counted = self.place.pos + size
+        counted = self._pos + size
         high = counted >> 32 << 32
         pos = high | log_pos
         if pos < counted and counted - pos > 1 << 31:
             pos += 1 << 32
-        self.place = BinlogPlace(self.place.file, pos)
+        self._pos = pos
 
     def _event(self, kind: int, body: bytes, flags: int) -> None:
         try:
@@ -265,6 +279,8 @@ class BinlogDecoder:
                 self._take_rows(kind, body)
             elif kind == _TABLE_MAP:
                 self._take_map(body)
+            elif kind in (_XID, _ANNOTATE):
+                pass
             elif kind == _QUERY:
                 self._take_query(body)
             elif kind == _QUERY_COMPRESSED:
@@ -282,7 +298,7 @@ class BinlogDecoder:
                 self._open(None)
                 self._commit_us = _commit_time(body)
             elif kind == _ROTATE:
-                self.place = BinlogPlace(body[8:].decode(), _U64.unpack_from(body)[0])
+                self._file, self._pos = body[8:].decode(), _U64.unpack_from(body)[0]
                 self._by_id = {}
             elif kind == _XA_PREPARE:
                 self._prepare(body)
@@ -292,7 +308,7 @@ class BinlogDecoder:
                 raise DecodeError(
                     "the server reports an incident: changes are missing from its binlog", kind="Incident"
                 )
-            elif kind not in _SKIPPED and kind != _XID and not flags & _IGNORABLE:
+            elif kind not in _SKIPPED and not flags & _IGNORABLE:
                 raise DecodeError("an event of an unknown kind, which may hold rows", kind=f"event {kind}")
         except (IndexError, struct.error, UnicodeDecodeError, zlib.error) as error:
             raise DecodeError("an event that ends too early, or makes no sense", kind=f"event {kind}") from error
@@ -359,7 +375,7 @@ class BinlogDecoder:
             kind, flags = event[4], event[17] | event[18] << 8
             if kind == _PAYLOAD or self._ends:
                 raise DecodeError("a compressed transaction that goes on behind its end", kind="Transaction_payload")
-            self._event(kind, event[_HEADER.size :], flags)
+            self._event(kind, event[_HEADER_BYTES:], flags)
             self._ends = self._ends or kind == _XID
             if len(self.transactions) > count:
                 return
@@ -519,19 +535,10 @@ class BinlogDecoder:
         data = body
         if is_compressed:
             data, pos = _inflated(body[pos:]), 0
-        read, rows, end = mapped.reader.read, self._rows, len(data)
-        self._size += end
+        rows = self._rows
+        self._size += len(data)
         first_new = len(rows)
-        while pos < end:
-            image, pos = read(data, pos, first)
-            if op == "insert":
-                rows.append((mapped, op, None, image))
-            elif op == "delete":
-                rows.append((mapped, op, image, None))
-            else:
-                after, pos = read(data, pos, second)
-                rows.append((mapped, op, image, _filled(after, image)))
-
+        mapped.reader.read_all(data, pos, op, first, second, mapped, rows)
         if self._left_out:
             kept = [
                 row
@@ -624,13 +631,6 @@ class BinlogDecoder:
             )
             ordinal += 1
         return changes, news
-
-
-def _filled(after: Row, before: Row) -> Row:
-    """What an image leaves out because it didn't change, from the old one where that has it."""
-    if UNCHANGED not in after:
-        return after
-    return tuple([old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)])
 
 
 def _inflated(data: bytes) -> bytes:

@@ -171,7 +171,12 @@ class MariaDBGtids:
 
     def with_one(self, domain: int, server: int, sequence: int) -> MariaDBGtids:
         """With one transaction more, which is the newest of its domain."""
-        return MariaDBGtids({**self._domains, domain: (server, sequence)})
+        domains = {**self._domains, domain: (server, sequence)}
+        if domain not in self._domains:
+            return MariaDBGtids(domains)
+        new = MariaDBGtids.__new__(MariaDBGtids)
+        new._domains = domains  # in order as they were
+        return new
 
     def sequence(self, domain: int) -> int:
         """Of the newest transaction; 0 for none."""

@@ -29,29 +29,41 @@ class EventPackets:
         self.is_over = False
         self.error: tuple[int, str] | None = None
         self._buffer = bytearray()
+        self._needed = 0  # bytes until the packet that has begun is whole
         self._joined = bytearray()
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came from the socket. Raises DecodeError for what is no packet of a dump."""
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        while len(buffer) - at >= _HEAD:
-            length = buffer[at] | buffer[at + 1] << 8 | buffer[at + 2] << 16
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        at, size, events = 0, len(data), self.events
+        self._needed = _HEAD
+        while size - at >= _HEAD:
+            length = data[at] | data[at + 1] << 8 | data[at + 2] << 16
             end = at + _HEAD + length
-            if len(buffer) < end:
+            if size < end:
+                self._needed = end - at
                 break
-            payload = bytes(buffer[at + _HEAD : end])
+            if length == _LONGEST or self._joined:
+                self._join(data[at + _HEAD : end], is_last=length < _LONGEST)
+            elif length and data[at + _HEAD] == 0:
+                events.append(data[at + _HEAD + 1 : end])
+            else:
+                self._take(data[at + _HEAD : end])
             at = end
-            if self._joined or length == _LONGEST:
-                self._joined += payload
-                if len(self._joined) > _MAX_EVENT_BYTES:
-                    raise DecodeError("an event larger than a gigabyte", kind="packet")
-                if length == _LONGEST:
-                    continue
-                payload, self._joined = bytes(self._joined), bytearray()
-            self._take(payload)
-        del buffer[:at]
+        self._buffer += memoryview(data)[at:]
+
+    def _join(self, piece: bytes, *, is_last: bool) -> None:
+        self._joined += piece
+        if len(self._joined) > _MAX_EVENT_BYTES:
+            raise DecodeError("an event larger than a gigabyte", kind="packet")
+        if is_last:
+            whole, self._joined = bytes(self._joined), bytearray()
+            self._take(whole)
 
     def _take(self, payload: bytes) -> None:
         kind = payload[0] if payload else -1

@@ -10,25 +10,31 @@ from __future__ import annotations
 import struct
 import zlib
 from math import isfinite
+from typing import Any
 
 from headrace.cdc.decode import tablemap as t
 from headrace.cdc.decode.mysqlcharset import codec_of, text_of
 from headrace.cdc.decode.mysqljson import json_text
 from headrace.cdc.decode.tablemap import MappedColumn, TableMap
 from headrace.cdc.errors import DecodeError
-from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Row, Value
+from headrace.cdc.event import UNCHANGED, UNDECODABLE, Absent, Op, Row, Value
 
 _DIGITS_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
-_FLOAT, _DOUBLE = struct.Struct("<f"), struct.Struct("<d")
+_FLOAT32, _FLOAT64 = struct.Struct("<f"), struct.Struct("<d")
 _INTEGER_BYTES = {t.TINY: 1, t.SHORT: 2, t.INT24: 3, t.LONG: 4, t.LONGLONG: 8}
 _LARGEST_VALUE_BYTES = 1 << 30
 
 
 # How a column is read in the loop itself; _OTHER by its reader.
-_OTHER, _SIGNED, _UNSIGNED, _UTF8, _STAMP, _MOMENT = 0, 1, 2, 3, 4, 5
+_OTHER, _SIGNED, _UNSIGNED, _UTF8, _ASCII, _STAMP, _MOMENT, _DATE, _DECIMAL, _DOUBLE = range(10)
 _ZERO_MOMENT = 1 << 39
 _MASKS = [(1 << 8 * size) - 1 for size in range(9)]
 """All bits of an integer of so many bytes."""
+_KINDS = {t.TIMESTAMP2: _STAMP, t.DATETIME2: _MOMENT, t.DATE: _DATE, t.NEWDATE: _DATE, t.DOUBLE: _DOUBLE}
+_SIZES = {t.TIMESTAMP2: 4, t.DATETIME2: 5, t.DATE: 3, t.NEWDATE: 3, t.DOUBLE: 8}
+_MOST_DIGITS = 18
+"""On either side of a decimal's point, so that 64 bits hold them."""
+_INSERT, _UPDATE, _DELETE = 0, 1, 2
 
 
 class RowReader:
@@ -38,8 +44,10 @@ class RowReader:
         self.table = table
         self._columns = [_reader(column) for column in table.columns]
         self._kinds = bytes([_kind(column) for column in table.columns])
-        self._sizes = [_size(column) for column in table.columns]
+        self._widths = bytes([_size(column) & 0xFF for column in table.columns])
+        self._metadata = [column.metadata for column in table.columns]
         self._pos = 0
+        self._left_out = False
 
     def read(self, data: bytes, pos: int, present: bytes) -> tuple[Row, int]:
         """The image at pos, and the index behind it. present: bitmap of the columns that it holds; the others are UNCHANGED.
@@ -49,19 +57,49 @@ class RowReader:
         try:
             row = self._row(data, pos, present)
         except (IndexError, struct.error, zlib.error, ValueError, OverflowError) as error:
-            raise DecodeError(
-                f"a row of {self.table.schema}.{self.table.table} that makes no sense", kind="rows", index=pos
-            ) from error
+            raise self._nonsense(pos) from error
         return row, self._pos
+
+    def read_all(
+        self, data: bytes, pos: int, op: Op, first: bytes, second: bytes, mapped: object, into: list[Any]
+    ) -> None:
+        """Every row from pos to the end of data as (mapped, op, before, after). second: the bitmap of an update's new images.
+
+        What an update's new image leaves out because it didn't change is filled from the old one, where that has it. Raises DecodeError.
+        """
+        end = len(data)
+        what = _INSERT if op == "insert" else _DELETE if op == "delete" else _UPDATE
+        try:
+            while pos < end:
+                image = self._row(data, pos, first)
+                pos = self._pos
+                if what == _INSERT:
+                    into.append((mapped, op, None, image))
+                elif what == _DELETE:
+                    into.append((mapped, op, image, None))
+                else:
+                    after = self._row(data, pos, second)
+                    pos = self._pos
+                    if self._left_out:
+                        after = _filled(after, image)
+                    into.append((mapped, op, image, after))
+        except (IndexError, struct.error, zlib.error, ValueError, OverflowError) as error:
+            raise self._nonsense(pos) from error
+
+    def _nonsense(self, pos: int) -> DecodeError:
+        return DecodeError(
+            f"a row of {self.table.schema}.{self.table.table} that makes no sense", kind="rows", index=pos
+        )
 
     def _row(self, data: bytes, pos: int, present: bytes) -> Row:
         count = len(self._kinds)
         end = len(data)
-        kinds, sizes, columns = self._kinds, self._sizes, self._columns
+        kinds, widths, columns = self._kinds, self._widths, self._columns
         values: list[Value | Absent] = []
         held = 0
         for index in range(count):
             held += (present[index >> 3] >> (index & 7)) & 1
+        self._left_out = held < count
         nulls = pos
         pos += (held + 7) >> 3
         if pos > end:
@@ -76,26 +114,14 @@ class RowReader:
             if is_null:
                 values.append(None)
                 continue
-            kind, size = kinds[index], sizes[index]
+            kind, size = kinds[index], widths[index]
             if kind == _OTHER:
                 value, pos = columns[index].read(data, pos)
                 values.append(value)
                 continue
             if pos + size > end:
                 raise IndexError
-            if kind == _UTF8:
-                length = 0
-                for step in range(size - 1, -1, -1):
-                    length = (length << 8) | data[pos + step]
-                pos += size
-                if pos + length > end:
-                    raise IndexError
-                try:
-                    values.append(data[pos : pos + length].decode("utf-8"))
-                except UnicodeDecodeError:
-                    values.append(UNDECODABLE)
-                pos += length
-            elif kind < _UTF8:
+            if kind <= _UNSIGNED:
                 number = 0
                 for step in range(size - 1, -1, -1):
                     number = (number << 8) | data[pos + step]
@@ -107,14 +133,105 @@ class RowReader:
                 else:
                     values.append(number)
                 pos += size
+            elif kind <= _ASCII:
+                length = 0
+                for step in range(size - 1, -1, -1):
+                    length = (length << 8) | data[pos + step]
+                pos += size
+                if pos + length > end:
+                    raise IndexError
+                if kind == _UTF8:
+                    try:
+                        values.append(data[pos : pos + length].decode("utf-8"))
+                    except UnicodeDecodeError:
+                        values.append(UNDECODABLE)
+                else:
+                    raw = data[pos : pos + length]
+                    values.append(raw.decode("ascii") if raw.isascii() else columns[index].value(raw))
+                pos += length
+            elif kind == _DECIMAL:
+                values.append(_decimal(data, pos, self._metadata[index]))
+                pos += size
+            elif kind == _DOUBLE:
+                (double,) = _FLOAT64.unpack_from(data, pos)
+                values.append(_finite(double))
+                pos += size
+            elif kind == _DATE:
+                values.append(_date(data, pos))
+                pos += size
             else:
-                values.append(_stamp(data, pos) if kind == _STAMP else _moment(data, pos))
-                micros, pos = _fraction(data, pos + size, columns[index].column.metadata)
-                values[-1] = str(values[-1]) + _digits(micros, columns[index].column.metadata)
+                text = _stamp(data, pos) if kind == _STAMP else _moment(data, pos)
+                pos += size
+                digits = self._metadata[index]
+                if digits:
+                    micros = 0
+                    size = (digits + 1) >> 1
+                    if pos + size > end:
+                        raise IndexError
+                    for step in range(size):
+                        micros = (micros << 8) | data[pos + step]
+                    text = f"{text}.{_padded(micros, 2 * size)[:digits]}"
+                    pos += size
+                values.append(text)
         if pos > end:
             raise IndexError
         self._pos = pos
         return tuple(values)
+
+
+def _filled(after: Row, before: Row) -> Row:
+    return tuple([old if new is UNCHANGED else new for new, old in zip(after, before, strict=True)])
+
+
+def _decimal(data: bytes, pos: int, metadata: int) -> str:
+    """Nine digits in four bytes, the highest first; the top bit is the sign, and a negative number's bytes are inverted."""
+    scale = metadata & 0xFF
+    digits = (metadata >> 8) - scale
+    inverted = 0 if data[pos] & 0x80 else 0xFF
+    is_first = 0x80
+    whole, part = 0, 0
+    while digits > 0:
+        taken = digits % 9 or 9
+        word = 0
+        size = (taken + 1) >> 1 if taken < 9 else 4
+        for step in range(size):
+            word = (word << 8) | (data[pos + step] ^ inverted ^ is_first)
+            is_first = 0
+        pos += size
+        whole = whole * _ten(taken) + word
+        digits -= taken
+    digits = scale
+    while digits > 0:
+        taken = min(digits, 9)
+        word = 0
+        size = (taken + 1) >> 1 if taken < 9 else 4
+        for step in range(size):
+            word = (word << 8) | (data[pos + step] ^ inverted ^ is_first)
+            is_first = 0
+        pos += size
+        part = part * _ten(taken) + word
+        digits -= taken
+    sign = "-" if inverted else ""
+    if scale == 0:
+        return f"{sign}{whole}"
+    return f"{sign}{whole}.{_padded(part, scale)}"
+
+
+def _ten(digits: int) -> int:
+    power = 1
+    for _ in range(digits):
+        power *= 10
+    return power
+
+
+def _padded(number: int, digits: int) -> str:
+    """With zeros before it."""
+    return f"{_ten(digits) + number}"[1:]
+
+
+def _date(data: bytes, pos: int) -> str:
+    packed = data[pos] | data[pos + 1] << 8 | data[pos + 2] << 16
+    return f"{packed >> 9:04d}-{packed >> 5 & 15:02d}-{packed & 31:02d}"
 
 
 def _stamp(data: bytes, pos: int) -> str:
@@ -147,23 +264,42 @@ def _moment(data: bytes, pos: int) -> str:
 def _kind(column: MappedColumn) -> int:
     if column.type in _INTEGER_BYTES:
         return _UNSIGNED if column.is_unsigned else _SIGNED
-    if column.type == t.TIMESTAMP2:
-        return _STAMP
-    if column.type == t.DATETIME2:
-        return _MOMENT
-    is_text = column.type in (t.VARCHAR, t.VAR_STRING, t.STRING, t.BLOB, t.TINY_BLOB, t.MEDIUM_BLOB, t.LONG_BLOB)
-    return _UTF8 if is_text and codec_of(column.collation) == "utf-8" else _OTHER
+    if column.type in _KINDS:
+        return _KINDS[column.type]
+    if column.type == t.NEWDECIMAL:
+        scale = column.metadata & 0xFF
+        return _DECIMAL if scale <= _MOST_DIGITS and (column.metadata >> 8) - scale <= _MOST_DIGITS else _OTHER
+    if column.type not in (t.VARCHAR, t.VAR_STRING, t.STRING, t.BLOB, t.TINY_BLOB, t.MEDIUM_BLOB, t.LONG_BLOB):
+        return _OTHER
+    codec = codec_of(column.collation)
+    return _UTF8 if codec == "utf-8" else _ASCII if _holds_ascii(codec) else _OTHER
+
+
+def _holds_ascii(codec: str) -> bool:
+    """The first 128 bytes mean themselves."""
+    plain = bytes(range(128))
+    return codec not in ("", "?") and text_of(plain, codec) == plain.decode("ascii")
 
 
 def _size(column: MappedColumn) -> int:
-    """Bytes of the value, or of the length before it."""
+    """Bytes of the value, or of the length before it; without a fraction of a second."""
     if column.type in _INTEGER_BYTES:
         return _INTEGER_BYTES[column.type]
-    if column.type in (t.TIMESTAMP2, t.DATETIME2):
-        return 4 if column.type == t.TIMESTAMP2 else 5
+    if column.type in _SIZES:
+        return _SIZES[column.type]
+    if column.type == t.NEWDECIMAL:
+        return decimal_bytes(column.metadata)
     if column.type in (t.VARCHAR, t.VAR_STRING, t.STRING):
         return 1 if column.metadata < 256 else 2
     return column.metadata & 0xFF
+
+
+def decimal_bytes(metadata: int) -> int:
+    """Of a DECIMAL's value. metadata: precision and scale, a byte each."""
+    precision, scale = metadata >> 8, metadata & 0xFF
+    words, rest = divmod(precision - scale, 9)
+    part_words, part_rest = divmod(scale, 9)
+    return 4 * (words + part_words) + _DIGITS_BYTES[rest] + _DIGITS_BYTES[part_rest]
 
 
 class _Reader:
@@ -173,6 +309,11 @@ class _Reader:
         self.column = column
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
+        """At pos, and the index behind it."""
+        raise NotImplementedError
+
+    def value(self, raw: bytes) -> Value | Absent:
+        """Of the bytes behind a length."""
         raise NotImplementedError
 
 
@@ -182,21 +323,18 @@ class _Year(_Reader):
 
 
 class _Float(_Reader):
-    """A FLOAT is the shortest text that is the same 32 bits, a DOUBLE Python's own."""
+    """The shortest text that is the same 32 bits."""
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
-        if self.column.type == t.DOUBLE:
-            (number,) = _DOUBLE.unpack_from(data, pos)
-            return _finite(number), pos + 8
         return shortest_float(data[pos : pos + 4]), pos + 4
 
 
 def shortest_float(data: bytes) -> Value:
     """Of a FLOAT's four bytes: the number whose text is the shortest that is the same 32 bits."""
-    (number,) = _FLOAT.unpack(data)
+    (number,) = _FLOAT32.unpack(data)
     for digits in (6, 7, 8, 9):
         text = f"{number:.{digits}g}"
-        if isfinite(number) and _FLOAT.pack(float(text)) == data:
+        if isfinite(number) and _FLOAT32.pack(float(text)) == data:
             return float(text)
     return _finite(number)
 
@@ -208,16 +346,14 @@ def _finite(number: float) -> Value:
 
 
 class _Decimal(_Reader):
-    """Nine digits in four bytes, the highest first; the top bit is the sign, and a negative number's bytes are inverted."""
+    """One of more digits than the loop itself takes; see _decimal."""
 
     def __init__(self, column: MappedColumn) -> None:
         super().__init__(column)
-        precision, self._scale = column.metadata >> 8, column.metadata & 0xFF
-        whole = precision - self._scale
-        self._whole_words, self._whole_rest = divmod(whole, 9)
-        self._part_words, self._part_rest = divmod(self._scale, 9)
-        self._size = 4 * (self._whole_words + self._part_words)
-        self._size += _DIGITS_BYTES[self._whole_rest] + _DIGITS_BYTES[self._part_rest]
+        precision, scale = column.metadata >> 8, column.metadata & 0xFF
+        self._whole_words, self._whole_rest = divmod(precision - scale, 9)
+        self._part_words, self._part_rest = divmod(scale, 9)
+        self._size = decimal_bytes(column.metadata)
 
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
         raw = bytearray(data[pos : pos + self._size])
@@ -244,12 +380,6 @@ class _Bit(_Reader):
     def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
         size = (self.column.metadata & 0xFF) + ((self.column.metadata >> 8) + 7) // 8
         return int.from_bytes(data[pos : pos + size], "big"), pos + size
-
-
-class _Date(_Reader):
-    def read(self, data: bytes, pos: int) -> tuple[Value | Absent, int]:
-        packed = int.from_bytes(data[pos : pos + 3], "little")
-        return f"{packed >> 9:04d}-{packed >> 5 & 15:02d}-{packed & 31:02d}", pos + 3
 
 
 class _OldTimestamp(_Reader):
@@ -284,12 +414,6 @@ class _Time(_Reader):
         time, fraction = packed >> 8 * size, packed & (1 << 8 * size) - 1
         micros = fraction * 100 ** (3 - size) if size else 0
         return f"{sign}{time >> 12:02d}:{time >> 6 & 63:02d}:{time & 63:02d}" + _digits(micros, digits), end
-
-
-def _fraction(data: bytes, pos: int, digits: int) -> tuple[int, int]:
-    """Microseconds, and the index behind them: two digits a byte, big-endian."""
-    size = (digits + 1) // 2
-    return int.from_bytes(data[pos : pos + size], "big") * 100 ** (3 - size), pos + size
 
 
 def _digits(micros: int, digits: int) -> str:
@@ -329,9 +453,9 @@ class _Bytes(_Reader):
         end = start + int.from_bytes(data[pos:start], "little")
         if end > len(data):
             raise IndexError
-        return self._value(data[start:end]), end
+        return self.value(data[start:end]), end
 
-    def _value(self, raw: bytes) -> Value | Absent:
+    def value(self, raw: bytes) -> Value | Absent:
         if self._codec:
             return text_of(raw, self._codec)
         return "0x" + raw.ljust(self._pad, b"\x00").hex()
@@ -340,11 +464,11 @@ class _Bytes(_Reader):
 class _Compressed(_Bytes):
     """MariaDB's COMPRESSED columns: a byte with method and size of the raw length, that length big-endian, zlib data; 0 is plain."""
 
-    def _value(self, raw: bytes) -> Value | Absent:
+    def value(self, raw: bytes) -> Value | Absent:
         if not raw:
-            return super()._value(b"")
+            return super().value(b"")
         if raw[0] == 0:
-            return super()._value(raw[1:])
+            return super().value(raw[1:])
         if raw[0] & 0xF0 != 0x80 or not raw[0] & 7:
             raise ValueError("an unknown method of compression")
         size = raw[0] & 7
@@ -356,7 +480,7 @@ class _Compressed(_Bytes):
         plain = unpacker.decompress(raw[1 + size :], length)
         if len(plain) != length:
             raise ValueError("compressed data of another length than told")
-        return super()._value(plain)
+        return super().value(plain)
 
 
 class _Json(_Reader):
@@ -403,11 +527,8 @@ class _Set(_Reader):
 _READERS: dict[int, type[_Reader]] = {
     t.YEAR: _Year,
     t.FLOAT: _Float,
-    t.DOUBLE: _Float,
     t.NEWDECIMAL: _Decimal,
     t.BIT: _Bit,
-    t.DATE: _Date,
-    t.NEWDATE: _Date,
     t.TIMESTAMP: _OldTimestamp,
     t.DATETIME: _OldDateTime,
     t.TIME: _Time,

@@ -172,7 +172,11 @@ class Normaliser:
                         table.table,
                         op,
                         key,
-                        None if before is None else _known(plan.columns, before),
+                        None
+                        if before is None
+                        else _encode(plan.image(*before))
+                        if _is_whole(before)
+                        else _known(plan.columns, before),
                         unchanged,
                         change.xid,
                         change.ordinal,
