@@ -64,7 +64,7 @@ def test_a_server_as_it_should_be_has_nothing_to_be_told() -> None:
     [
         (MARIADB, {"log_bin": "OFF"}, {}, "log-bin", "error", "--log-bin"),
         (MARIADB, {"binlog_format": "MIXED"}, {}, "binlog-format", "error", "set global binlog_format = 'ROW';"),
-        (MARIADB, {"binlog_row_metadata": "NO_LOG"}, {}, "row-metadata", "error", "binlog_row_metadata = 'FULL';"),
+        (MARIADB, {"binlog_row_metadata": "NO_LOG"}, {}, "row-metadata", "warning", "binlog_row_metadata = 'FULL';"),
         (MARIADB, {"binlog_row_image": "MINIMAL"}, {}, "row-image", "info", "binlog_row_image = 'FULL';"),
         (MYSQL, {"binlog_row_value_options": "PARTIAL_JSON"}, {}, "partial-json", "error", "binlog_row_value_options = '';"),
         (MYSQL, {"log_replica_updates": "OFF"}, {"is_replica": True}, "replica-updates", "error", "primary"),

@@ -26,6 +26,9 @@ cdef class BinlogDecoder:
     cdef dict _prepared
     cdef object _undone
     cdef object _stands_for
+    cdef object _known
+    cdef object _altered
+    cdef bytes _unread
     cdef tuple _gtid
     cdef bint _ends
     cdef unsigned long long _server

@@ -22,7 +22,7 @@ from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.mysqlpayload import payload_events, tagged_gtid
 from headrace.cdc.decode.mysqlstatement import Kind, read_statement
 from headrace.cdc.decode.mysqlvalue import RowReader
-from headrace.cdc.decode.tablemap import TableMap, packed, parse_table_map
+from headrace.cdc.decode.tablemap import Lookup, TableMap, packed, parse_table_map
 from headrace.cdc.decode.tableversion import SchemaNews, TableVersion, versioned
 from headrace.cdc.decode.transaction import Transaction
 from headrace.cdc.errors import DecodeError
@@ -113,6 +113,7 @@ class _Mapped:
 
     def __init__(self, table: TableMap, *, is_wanted: bool) -> None:
         self.is_wanted = is_wanted
+        self.is_named = table.is_named
         self.reader = RowReader(table)
         self.schema = table.table_schema()
         self.version: TableVersion | None = None
@@ -130,7 +131,8 @@ class BinlogDecoder:
     transactions that were delivered; for MySQL a set, for MariaDB one of each domain. wants: whether a table's rows are decoded at all.
     server_time_us: of the newest event. prepared: XA transactions without an outcome by name, kept by the caller over restarts, who also
     removes one that committed. undone: rows to leave out, as Undone said. stands_for: an XA transaction that has committed; the rows of the one
-    that was prepared come out as this one's, and nothing else does.
+    that was prepared come out as this one's, and nothing else does. known: of tables whose columns the binlog doesn't name. altered: told of
+    each statement that may have altered a table.
     """
 
     def __init__(
@@ -144,6 +146,8 @@ class BinlogDecoder:
         prepared: dict[str, Prepared] | None = None,
         undone: Mapping[str, Sequence[range]] | None = None,
         stands_for: BinlogTransaction | None = None,
+        known: Lookup | None = None,
+        altered: Callable[[str], None] | None = None,
     ) -> None:
         self.versions = versions
         self._file = place.file
@@ -161,6 +165,9 @@ class BinlogDecoder:
         self._prepared = {} if prepared is None else prepared
         self._undone = undone or {}
         self._stands_for = stands_for
+        self._known = known
+        self._altered = altered
+        self._unread: bytes | None = None  # the event that is being unpacked
         self._gtid: tuple[str, str, int] | None = None  # text; source or domain and server; number
         self._ends = False
         self._server = 0
@@ -180,7 +187,11 @@ class BinlogDecoder:
         self._rows_at: tuple[str, Prepared] | None = None
 
     def feed(self, event: bytes) -> None:
-        """One whole event, header and checksum included. Raises DecodeError, with the place before the event, or Undone."""
+        """One whole event, header and checksum included.
+
+        Raises DecodeError, with the place before the event, Undone, or Unnamed: then bring what ``known`` lacks, and feed the same event again,
+        or go on if ``is_unpacking``.
+        """
         try:
             self._feed(event)
         except DecodeError as error:
@@ -202,6 +213,11 @@ class BinlogDecoder:
     def is_unpacking(self) -> bool:
         """The last event holds more, which comes with ``go_on``; until then none may be fed."""
         return self._unpacking is not None
+
+    @property
+    def began(self) -> tuple[BinlogPlace, MySQLGtidSet | MariaDBGtids]:
+        """Where the transaction under way begins, or the next one: place and what is before it."""
+        return self._began if self.in_transaction else (self.place, self.gtids)
 
     @property
     def has_given(self) -> bool:
@@ -371,11 +387,16 @@ class BinlogDecoder:
         """Goes on until there is a part to take, or the end."""
         assert self._unpacking is not None
         count = len(self.transactions)
-        for event in self._unpacking:
+        while True:
+            event = next(self._unpacking, None) if self._unread is None else self._unread
+            if event is None:
+                break
+            self._unread = event
             kind, flags = event[4], event[17] | event[18] << 8
             if kind == _PAYLOAD or self._ends:
                 raise DecodeError("a compressed transaction that goes on behind its end", kind="Transaction_payload")
             self._event(kind, event[_HEADER_BYTES:], flags)
+            self._unread = None
             self._ends = self._ends or kind == _XID
             if len(self.transactions) > count:
                 return
@@ -424,9 +445,17 @@ class BinlogDecoder:
                     kind="Query",
                 )
             case Kind.OTHER:
+                if self._altered is not None:
+                    self._altered(query)
+                    self._forget_names()
                 # DDL is a transaction of its own; inside one (CREATE TABLE ... SELECT) it ends nothing.
                 self._has_begun = self._has_begun or query.rstrip().upper().endswith("START TRANSACTION")
                 self._ends = not self._has_begun
+
+    def _forget_names(self) -> None:
+        """Of tables whose maps have none; each statement of rows maps its tables anew."""
+        self._maps = {body: mapped for body, mapped in self._maps.items() if mapped.is_named}
+        self._by_id = {number: mapped for number, mapped in self._by_id.items() if mapped.is_named}
 
     def _outcome(self, name: str) -> None:
         """XA COMMIT: the rows are to be read from where they were prepared."""
@@ -499,7 +528,9 @@ class BinlogDecoder:
         if known is None:
             if len(self._maps) > 10_000:
                 self._maps.clear()
-            table = parse_table_map(body, self._wants, is_mariadb=isinstance(self.gtids, MariaDBGtids))
+            table = parse_table_map(
+                body, self._wants, is_mariadb=isinstance(self.gtids, MariaDBGtids), known=self._known
+            )
             known = self._maps[body[8:]] = _Mapped(table, is_wanted=self._wants(table.schema, table.table))
         self._by_id[int.from_bytes(body[:6], "little")] = known
 

@@ -92,6 +92,10 @@ _CODECS = {
 }
 
 
+_CONTROLS = frozenset((0x81, 0x8D, 0x8F, 0x90, 0x9D))
+"""Bytes of MySQL's latin1 that cp1252 leaves out."""
+
+
 _NAMES = {number: name for name, runs in _RUNS.items() for first, last in runs for number in range(first, last + 1)}
 
 
@@ -128,9 +132,17 @@ def _latin1(data: bytes) -> str:
     try:
         return data.decode("cp1252")
     except UnicodeDecodeError:
-        return "".join(
-            chr(byte) if byte in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else bytes([byte]).decode("cp1252") for byte in data
-        )
+        return "".join(chr(byte) if byte in _CONTROLS else bytes([byte]).decode("cp1252") for byte in data)
 
 
-__all__ = ["BINARY", "charset_name", "codec_of", "text_of", "unreadable_charsets"]
+def bytes_of(text: str, codec: str) -> bytes:
+    """The other way. What the character set lacks comes as UTF-8."""
+    if codec == "cp1252":
+        return b"".join([bytes([ord(each)]) if ord(each) in _CONTROLS else each.encode("cp1252") for each in text])
+    try:
+        return text.encode(codec or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return text.encode()
+
+
+__all__ = ["BINARY", "bytes_of", "charset_name", "codec_of", "text_of", "unreadable_charsets"]

@@ -2,6 +2,7 @@
 
 With ``binlog_row_metadata=FULL`` it names columns, signedness, character sets, labels and the primary key (MySQL 9 source documentation,
 "Table_map_event"; MariaDB's is the same). So no history of schemas is kept: each row is read by the map of its own statement.
+With less than that the caller brings the names (KnownTable), and they must fit what the map does say.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from hashlib import blake2b
+from typing import TypeAlias
 
 import msgspec
 
@@ -38,6 +40,12 @@ _NAMES = {
     ENUM: "enum", SET: "set", JSON: "json", GEOMETRY: "geometry", VECTOR: "vector", NULL: "null",
 }  # fmt: skip
 
+_FAMILY = {
+    **dict.fromkeys((TINY_BLOB, MEDIUM_BLOB, LONG_BLOB), BLOB), VAR_STRING: VARCHAR, NEWDATE: DATE,
+    TIMESTAMP: TIMESTAMP2, DATETIME: DATETIME2, TIME: TIME2,
+}  # fmt: skip
+"""Types that the catalogue calls by one word."""
+
 
 class MappedColumn(msgspec.Struct, frozen=True):
     """type: the real one, also of what hides under STRING. metadata: the event's two bytes as it means them for the type.
@@ -54,14 +62,38 @@ class MappedColumn(msgspec.Struct, frozen=True):
     is_visible: bool = True
 
 
+class KnownTable(msgspec.Struct, frozen=True, array_like=True):
+    """What the server's catalogue says of a table, for maps that don't. key: as in TableMap."""
+
+    columns: tuple[MappedColumn, ...]
+    key: tuple[int, ...]
+
+
+Lookup: TypeAlias = Callable[[str, str], "KnownTable | None"]
+"""By schema and table; None when the catalogue has to be read first."""
+
+
+class Unnamed(Exception):
+    """Rows of a table come whose columns the server doesn't name, and the catalogue that would hasn't been read."""
+
+    def __init__(self, schema: str, table: str) -> None:
+        super().__init__(f"{schema}.{table}")
+        self.schema = schema
+        self.table = table
+
+
 class TableMap(msgspec.Struct, frozen=True):
-    """table_id: only good until the server forgets it. key: indexes of the primary key's columns; empty for none."""
+    """table_id: only good until the server forgets it. key: indexes of the primary key's columns; empty for none.
+
+    is_named: the server itself named the columns.
+    """
 
     table_id: int
     schema: str
     table: str
     columns: tuple[MappedColumn, ...]
     key: tuple[int, ...]
+    is_named: bool = True
 
     def table_schema(self) -> TableSchema:
         """As consumers see it; without lengths, which the catalogue says in other words. The OID is made of the name: the servers
@@ -90,19 +122,23 @@ def type_name(column: MappedColumn) -> str:
 
 
 def parse_table_map(
-    body: bytes, wants: Callable[[str, str], bool] = lambda schema, table: True, *, is_mariadb: bool
+    body: bytes,
+    wants: Callable[[str, str], bool] = lambda schema, table: True,
+    *,
+    is_mariadb: bool,
+    known: Lookup | None = None,
 ) -> TableMap:
     """The body of event 19, without header and checksum. wants: of another table only the name is told.
 
-    Raises DecodeError, also where the server doesn't send the columns' names.
+    Raises DecodeError, also where neither the server nor ``known`` names the columns; Unnamed where known has to be asked again.
     """
     try:
-        return _parse(body, wants, is_mariadb=is_mariadb)
+        return _parse(body, wants, is_mariadb=is_mariadb, known=known)
     except (IndexError, ValueError, struct.error) as error:
         raise DecodeError("the table map ends too early, or makes no sense", kind="Table_map") from error
 
 
-def _parse(body: bytes, wants: Callable[[str, str], bool], *, is_mariadb: bool) -> TableMap:
+def _parse(body: bytes, wants: Callable[[str, str], bool], *, is_mariadb: bool, known: Lookup | None) -> TableMap:
     table_id = int.from_bytes(body[:6], "little")
     pos = 8
     schema, pos = _counted(body, pos, body[pos], 1)
@@ -132,7 +168,18 @@ def _parse(body: bytes, wants: Callable[[str, str], bool], *, is_mariadb: bool) 
             value = int.from_bytes(raw, "little")
         metadata.append(value)
     pos += (count + 7) // 8
-    return _with_names(table_id, schema, table, types, metadata, body, pos, is_mariadb=is_mariadb)
+    optional = _optional(body, pos)
+    if 4 in optional:
+        return _with_names(table_id, schema, table, types, metadata, optional, is_mariadb=is_mariadb)
+    if known is None:
+        raise DecodeError(
+            f"the server names no columns of {schema}.{table}: set global binlog_row_metadata = 'FULL'",
+            kind="Table_map",
+        )
+    found = known(schema, table)
+    if found is None:
+        raise Unnamed(schema, table)
+    return _named_by(found, table_id, schema, table, types, metadata, optional, is_mariadb=is_mariadb)
 
 
 def _counted(body: bytes, pos: int, length: int, head: int) -> tuple[str, int]:
@@ -161,17 +208,8 @@ def packed(body: bytes, pos: int) -> tuple[int, int]:
     return int.from_bytes(body[pos + 1 : pos + 1 + size], "little"), pos + 1 + size
 
 
-def _with_names(
-    table_id: int,
-    schema: str,
-    table: str,
-    types: list[int],
-    metadata: list[int],
-    body: bytes,
-    pos: int,
-    *,
-    is_mariadb: bool,
-) -> TableMap:
+def _optional(body: bytes, pos: int) -> dict[int, bytes]:
+    """What is told beyond types, by its kind."""
     optional: dict[int, bytes] = {}
     while pos < len(body):
         kind = body[pos]
@@ -180,18 +218,24 @@ def _with_names(
             raise IndexError
         optional[kind] = body[pos : pos + length]
         pos += length
-    if 4 not in optional:
-        raise DecodeError(
-            f"the server names no columns of {schema}.{table}: set global binlog_row_metadata = 'FULL'",
-            kind="Table_map",
-        )
+    return optional
+
+
+def _with_names(
+    table_id: int,
+    schema: str,
+    table: str,
+    types: list[int],
+    metadata: list[int],
+    optional: dict[int, bytes],
+    *,
+    is_mariadb: bool,
+) -> TableMap:
     names = [name.decode() for name in _strings(optional[4])]
     if len(names) != len(types):
         raise IndexError
     unsigned = _signedness(optional.get(1, b""), types)
-    # A geometry is a blob with a collation for MariaDB, and none of the character columns for MySQL.
-    texts = _CHARACTER | {GEOMETRY} if is_mariadb else _CHARACTER
-    collations = _collations(types, texts, optional, 2, 3)
+    collations = _of_texts(types, optional, is_mariadb=is_mariadb)
     of_labels = _collations(types, frozenset((ENUM, SET)), optional, 10, 11)
     enums, sets = iter(_lists(optional.get(6, b""))), iter(_lists(optional.get(5, b"")))
     visible = optional.get(12, b"")
@@ -214,6 +258,51 @@ def _with_names(
             )
         )
     return TableMap(table_id, schema, table, tuple(columns), _key(optional))
+
+
+def _named_by(
+    known: KnownTable,
+    table_id: int,
+    schema: str,
+    table: str,
+    types: list[int],
+    metadata: list[int],
+    optional: dict[int, bytes],
+    *,
+    is_mariadb: bool,
+) -> TableMap:
+    """The map with the catalogue's names, labels and key; what the map says of its own counts, and must not contradict."""
+    unsigned = _signedness(optional[1], types) if 1 in optional else None
+    collations = _of_texts(types, optional, is_mariadb=is_mariadb)
+    if len(known.columns) != len(types):
+        raise _unfit(schema, table, f"{len(types)} columns are logged and {len(known.columns)} known")
+    columns: list[MappedColumn] = []
+    for index, (kind, column) in enumerate(zip(types, known.columns, strict=True)):
+        fits = _FAMILY.get(kind, kind) == _FAMILY.get(column.type, column.type)
+        fits = fits and (kind != NEWDECIMAL or metadata[index] == column.metadata)
+        if unsigned is not None and kind in _NUMERIC and kind != YEAR:
+            fits = fits and unsigned[index] == column.is_unsigned
+        if kind in _CHARACTER and index in collations:
+            fits = fits and collations[index] == column.collation
+        if not fits:
+            raise _unfit(schema, table, f"column {column.name} is logged as another type than the known one")
+        columns.append(
+            MappedColumn(column.name, kind, metadata[index], column.is_unsigned, column.collation, column.labels)
+        )
+    return TableMap(table_id, schema, table, tuple(columns), known.key, is_named=False)
+
+
+def _unfit(schema: str, table: str, why: str) -> DecodeError:
+    return DecodeError(
+        f"the server names no columns of {schema}.{table}, and what its catalogue said doesn't fit its rows: {why}; "
+        "set global binlog_row_metadata = 'FULL', and copy the table again",
+        kind="Table_map",
+    )
+
+
+def _of_texts(types: list[int], optional: dict[int, bytes], *, is_mariadb: bool) -> dict[int, int]:
+    # A geometry is a blob with a collation for MariaDB, and none of the character columns for MySQL.
+    return _collations(types, _CHARACTER | {GEOMETRY} if is_mariadb else _CHARACTER, optional, 2, 3)
 
 
 def _signedness(bits: bytes, types: list[int]) -> list[bool]:

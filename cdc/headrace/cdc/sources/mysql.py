@@ -24,6 +24,7 @@ from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.binlog import BinlogDecoder, BinlogPlace, BinlogTransaction, Undone, order_of
 from headrace.cdc.decode.binlogplace import Prepared
 from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
+from headrace.cdc.decode.tablemap import KnownTable, Unnamed
 from headrace.cdc.decode.tableversion import TableVersion, changes_of
 from headrace.cdc.errors import HistoryMismatch, RequestRefused, SourceRefused, SourceUnavailable
 from headrace.cdc.event import Change
@@ -32,6 +33,7 @@ from headrace.cdc.sources.binlogstream import BinlogStream
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql_config import MySQLConfig, connection_arguments, safe_name, server_error
 from headrace.cdc.sources.mysqlasked import asked_names, hold_condition
+from headrace.cdc.sources.mysqlcatalogue import Catalogue
 from headrace.cdc.sources.mysqlcopy import MySQLCopier, TableCopy
 from headrace.cdc.sources.mysqlmonitor import BinlogFiles
 from headrace.cdc.sources.mysqlpreflight import findings, rights, unreadable, without_key
@@ -65,6 +67,7 @@ class MySQLState(msgspec.Struct):
     copies: list[TableCopy] = []
     last_copy: int = 0
     prepared: dict[str, Prepared] = {}
+    known: dict[str, KnownTable] = {}
 
 
 class MySQLSource:
@@ -90,6 +93,8 @@ class MySQLSource:
         self._state: MySQLState | None = None
         self._copier: MySQLCopier | None = None
         self._replay: PreparedRows | None = None
+        self._catalogue: Catalogue | None = None
+        self._unnamed: Unnamed | None = None
         self._frames: deque[bytes] = deque()  # read, and not decoded yet
         self._ready: deque[ChangeBatch] = deque()
         self._durable = ("", BinlogPlace("", 0), 0)
@@ -136,6 +141,13 @@ class MySQLSource:
         self._state = state
         gtids = gtids_of(state)
         place = BinlogPlace(state.file, state.pos)
+        self._has_gtids = facts.has_gtids
+        catalogue = self._catalogue = Catalogue(
+            state.known, self._arguments, has_gtids=facts.has_gtids, source=self._name
+        )
+        if stored is None and facts.variables.get("binlog_row_metadata") != "FULL":
+            wanted = [split_name(name) for name in facts.tables if self._wants(*split_name(name))]
+            await catalogue.read(server, wanted, place, gtids, state.prepared)
         self._decoder = BinlogDecoder(
             f"{self._name}-{state.incarnation}-",
             state.versions,
@@ -144,8 +156,9 @@ class MySQLSource:
             wants=self._wants,
             prepared=state.prepared,
             undone=self._undone,
+            known=catalogue.find,
+            altered=catalogue.altered,
         )
-        self._has_gtids = facts.has_gtids
         server_id = self._config.server_id or random.randrange(1 << 31, (1 << 32) - 1)
         stream = self._stream = BinlogStream(self._arguments, server_id=server_id, source=self._name)
         await stream.start(place, gtids if facts.has_gtids else type(gtids)())
@@ -299,6 +312,8 @@ class MySQLSource:
                 self._hold_alive(stream, has_heard=bool(self._frames))
             self._decode(decoder)
             self._take(decoder)
+            if self._unnamed is not None:
+                await self._name_columns(*decoder.began)
         self._has_copied = False
         if self._replay is not None or decoder.has_given or decoder.is_unpacking:
             return  # what is appended now would be taken for the transaction's end
@@ -325,7 +340,13 @@ class MySQLSource:
             if decoder.is_unpacking:
                 decoder.go_on()
             while frames and not decoder.is_unpacking:
-                decoder.feed(frames.popleft())
+                frame = frames.popleft()
+                try:
+                    decoder.feed(frame)
+                except Unnamed:
+                    if not decoder.is_unpacking:
+                        frames.appendleft(frame)
+                    raise
                 if decoder.transactions and decoder.transactions[-1].rows_at is not None:
                     break
 
@@ -333,12 +354,21 @@ class MySQLSource:
     def _reading_again(self) -> Generator[None]:
         try:
             yield
+        except Unnamed as unnamed:
+            self._unnamed = unnamed
         except Undone as undone:
             self._undone.setdefault(undone.transaction, []).append(undone.rows)
             raise SourceUnavailable(
                 f"transaction {undone.transaction} has rolled back rows that were read before: it is read again without them",
                 source=self._name,
             ) from None
+
+    async def _name_columns(self, place: BinlogPlace, gtids: MySQLGtidSet | MariaDBGtids) -> None:
+        """What was met in the binlog without names is looked up, for rows from place on; the same event is then decoded again."""
+        assert self._unnamed is not None and self._catalogue is not None
+        assert self._server is not None and self._state is not None
+        unnamed, self._unnamed = self._unnamed, None
+        await self._catalogue.read_one(self._server, unnamed.schema, unnamed.table, place, gtids, self._state.prepared)
 
     def _take(self, decoder: BinlogDecoder) -> None:
         """What the decoder has, as batches: whole transactions together, a part by itself."""
@@ -373,12 +403,17 @@ class MySQLSource:
             wants=self._wants,
             undone=self._undone,
             stands_for=outcome,
+            known=None if self._catalogue is None else self._catalogue.find,
         )
 
     async def _read_prepared(self, replay: PreparedRows) -> None:
         """Some rows of an XA transaction that has committed."""
+        parts: list[BinlogTransaction] = []
         with self._reading_again():
             parts = await replay.parts(self._config.heartbeat.s)
+        if self._unnamed is not None:
+            # No statement can alter a table of a prepared transaction: as it is at the outcome it was then.
+            await self._name_columns(replay.outcome.place, replay.outcome.gtids)
         assert self._copier is not None and self._state is not None
         for part in parts:
             self._copier.see([part])

@@ -62,9 +62,10 @@ def _binlog(facts: ServerFacts) -> Iterator[Finding]:
     if says("binlog_row_metadata") != "FULL":
         yield Finding(
             "row-metadata",
-            "error",
+            "warning",
             "binlog_row_metadata",
-            f"is {says('binlog_row_metadata') or 'missing'}: the binlog doesn't say what columns are called",
+            f"is {says('binlog_row_metadata') or 'missing'}: the binlog doesn't say what columns are called, so the catalogue is asked; a table that "
+            "is altered while headrace is down or behind, and altered again before its rows are read, stops the source",
             "set global binlog_row_metadata = 'FULL'; and in the server's file",
         )
     if says("binlog_row_image") not in (None, "FULL"):

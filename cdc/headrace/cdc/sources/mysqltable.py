@@ -6,6 +6,7 @@ each table would seem to change between its copy and its first streamed row.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
@@ -15,7 +16,7 @@ import msgspec
 import pymysql
 
 from headrace.cdc.decode import tablemap as t
-from headrace.cdc.decode.mysqlcharset import codec_of
+from headrace.cdc.decode.mysqlcharset import bytes_of, codec_of
 from headrace.cdc.decode.mysqlvalue import shortest_float
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import UNDECODABLE, Absent, Column, Row, TableSchema, Value
@@ -36,6 +37,9 @@ _TYPES = {
 }  # fmt: skip
 _INTEGERS = ("tinyint", "smallint", "mediumint", "int", "bigint", "year")
 _UNKNOWN_COLUMN = 1054
+_LABEL = re.compile(r"'((?:[^'\\]|''|\\.)*)'", re.DOTALL)
+_ESCAPE = re.compile(r"''|\\.", re.DOTALL)
+_ESCAPES = {"0": "\0", "n": "\n", "r": "\r", "t": "\t", "b": "\b", "Z": "\x1a"}
 _RAW_BYTES = ("uuid", "inet4", "inet6")
 
 _COLUMNS = """
@@ -62,7 +66,7 @@ class CopiedTable(msgspec.Struct):
 
     expressions: what a SELECT asks for, a column each. key_expressions, key_places: the same of the key's columns as text, and how that text
     stands in a condition. is_transactional: its engine shows a transaction one moment of it. unreadable: columns of a character
-    set that Python doesn't know, with its name: their values are UNDECODABLE.
+    set that Python doesn't know, with its name: their values are UNDECODABLE. known: for a binlog that names no columns.
     """
 
     schema: TableSchema
@@ -74,6 +78,7 @@ class CopiedTable(msgspec.Struct):
     engine: str = ""
     is_transactional: bool = True
     unreadable: tuple[tuple[str, str], ...] = ()
+    known: t.KnownTable = t.KnownTable((), ())
 
     def row(self, texts: Sequence[bytes | None]) -> Row:
         """The values of a row of the server's text protocol."""
@@ -91,6 +96,7 @@ async def read_table(
         return None
     key = tuple([str(name) for (name,) in await query(_KEY, schema, table)])
     columns: list[Column] = []
+    known: list[t.MappedColumn] = []
     expressions: list[str] = []
     converts: list[_Convert] = []
     for name, data_type, column_type, _, collation in rows:
@@ -105,7 +111,16 @@ async def read_table(
         is_compressed = "compressed" in str(column_type).lower()
         if is_compressed:
             kind = t.VARCHAR_COMPRESSED if kind == t.VARCHAR else t.BLOB_COMPRESSED
-        mapped = t.MappedColumn(str(name), kind, 0, "unsigned" in str(column_type) and data_type != "year", number)
+        is_unsigned = "unsigned" in str(column_type) and data_type != "year"
+        mapped = t.MappedColumn(
+            str(name),
+            kind,
+            _metadata(kind, str(column_type)),
+            is_unsigned,
+            number,
+            _labels(kind, str(column_type), number),
+        )
+        known.append(mapped)
         columns.append(Column(str(name), kind, t.type_name(mapped)))
         quoted = "`" + str(name).replace("`", "``") + "`"
         expression, convert = _reading(str(data_type), quoted, codec_of(number))
@@ -132,7 +147,28 @@ async def read_table(
         str(engine),
         transactions == "YES",
         tuple([(str(row[0]), str(row[3])) for row in rows if _codec(row[4], collations) == "?"]),
+        t.KnownTable(tuple(known), places),
     )
+
+
+def _metadata(kind: int, column_type: str) -> int:
+    """Of a DECIMAL, as the binlog has it: precision and scale, a byte each. 0 for others, of which the binlog itself tells enough."""
+    if kind != t.NEWDECIMAL:
+        return 0
+    precision, _, scale = column_type.partition("(")[2].partition(")")[0].partition(",")
+    return int(precision or 10) << 8 | int(scale or 0)
+
+
+def _labels(kind: int, column_type: str, collation: int) -> tuple[bytes, ...]:
+    """Of ENUM and SET, in the column's own character set."""
+    if kind not in (t.ENUM, t.SET):
+        return ()
+    codec = codec_of(collation)
+    return tuple([bytes_of(_unescaped(label), codec) for label in _LABEL.findall(column_type)])
+
+
+def _unescaped(label: str) -> str:
+    return _ESCAPE.sub(lambda found: _ESCAPES.get(found.group()[1], found.group()[1]), label)
 
 
 def _codec(collation: object, collations: dict[str, int]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from headrace.cdc.decode.binlog import BinlogDecoder, BinlogTransaction
 from headrace.cdc.decode.binlogplace import Prepared, order_of
+from headrace.cdc.decode.tablemap import Unnamed
 from headrace.cdc.errors import HistoryMismatch, SourceUnavailable
 from headrace.cdc.sources.binlogstream import BinlogStream
 
@@ -45,7 +46,8 @@ class PreparedRows:
     async def parts(self, timeout_s: float) -> list[BinlogTransaction]:
         """What could be read in that time, perhaps nothing; the last part has ``is_part`` False.
 
-        Raises HistoryMismatch when the binlog hasn't got them any more; else as BinlogStream.events and BinlogDecoder.feed do.
+        Raises HistoryMismatch when the binlog hasn't got them any more; else as BinlogStream.events and BinlogDecoder.feed do. After
+        Unnamed it goes on where it was.
         """
         decoder = self._decoder
         if self._stream is None:
@@ -60,7 +62,13 @@ class PreparedRows:
         if decoder.is_unpacking:
             decoder.go_on()
         while self._events and not decoder.is_unpacking:
-            decoder.feed(self._events.popleft())
+            event = self._events.popleft()
+            try:
+                decoder.feed(event)
+            except Unnamed:
+                if not decoder.is_unpacking:
+                    self._events.appendleft(event)
+                raise
             if decoder.transactions and not decoder.transactions[-1].is_part:
                 break
         parts, decoder.transactions = decoder.transactions, []
