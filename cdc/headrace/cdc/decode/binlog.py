@@ -43,11 +43,12 @@ _LARGEST_EVENT_BYTES = 1 << 30
 _QUERY_COMPRESSED = 165
 _ROWS: dict[int, tuple[Op, int, bool]] = {
     23: ("insert", 1, False), 24: ("update", 1, False), 25: ("delete", 1, False),
-    30: ("insert", 2, False), 31: ("update", 2, False), 32: ("delete", 2, False),
+    30: ("insert", 2, False), 31: ("update", 2, False), 32: ("delete", 2, False), 39: ("update", 2, False),
     166: ("insert", 1, True), 167: ("update", 1, True), 168: ("delete", 1, True),
     169: ("insert", 2, True), 170: ("update", 2, True), 171: ("delete", 2, True),
 }  # fmt: skip
 """Code -> what happened, version of the post-header, compressed by MariaDB's log_bin_compress."""
+_PARTIAL_UPDATE = 39
 _SKIPPED = frozenset(
     (_STOP, _INTVAR, _RAND, _USER_VAR, _HEARTBEAT, _HEARTBEAT2, _ROWS_QUERY, _PREVIOUS_GTIDS, _TRANSACTION_CONTEXT)
     + (_VIEW_CHANGE, _CHECKPOINT, _GTID_LIST, _ENCRYPTION)
@@ -569,7 +570,7 @@ class BinlogDecoder:
         rows = self._rows
         self._size += len(data)
         first_new = len(rows)
-        mapped.reader.read_all(data, pos, op, first, second, mapped, rows)
+        mapped.reader.read_all(data, pos, op, first, second, mapped, rows, kind == _PARTIAL_UPDATE)
         if self._left_out:
             kept = [
                 row

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from decimal import Decimal
 
 from headrace.cdc.decode.tablemap import BIT, DATE, DATETIME, GEOMETRY, NEWDECIMAL, TIME, TIMESTAMP
 from headrace.cdc.errors import DecodeError
@@ -19,6 +20,8 @@ _SMALL_OBJECT, _LARGE_OBJECT, _SMALL_ARRAY, _LARGE_ARRAY, _LITERAL = 0, 1, 2, 3,
 _INT16, _UINT16, _INT32, _UINT32, _INT64, _UINT64, _DOUBLE, _STRING, _OPAQUE = 5, 6, 7, 8, 9, 10, 11, 12, 15
 _NUMBERS = {_INT16: "<h", _UINT16: "<H", _INT32: "<i", _UINT32: "<I", _INT64: "<q", _UINT64: "<Q"}
 _LITERALS = {0: "null", 1: "true", 2: "false"}
+_FLOAT_DIGITS = 15
+"""An exponent is written for numbers of more digits before the point than these, or of as many zeros behind it."""
 _DEEPEST = 101
 """The server refuses documents deeper than 100."""
 _DIGITS_BYTES = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
@@ -53,7 +56,18 @@ def _value(kind: int, data: memoryview, depth: int) -> str:
 
 
 def _double(number: float) -> str:
-    return repr(number) if "e" not in repr(number) else repr(number).replace("e+", "e").replace("e0", "e")
+    """The shortest digits that read back the same, by the server's own rule of when to write an exponent."""
+    shortest = repr(number)
+    sign, digits, last = Decimal(shortest).as_tuple()
+    if not isinstance(last, int):
+        raise ValueError("a double that is no number")
+    text = "".join([str(digit) for digit in digits]).rstrip("0") or "0"
+    point = last + len(digits)  # digits before it
+    if number == 0:
+        return shortest
+    if 1 - _FLOAT_DIGITS <= point <= _FLOAT_DIGITS or (point > 0 and len(text) > point):
+        return shortest if "e" not in shortest else f"{Decimal(shortest):f}"
+    return f"{'-' if sign else ''}{text[0]}{'.' if text[1:] else ''}{text[1:]}e{point - 1}"
 
 
 def _container(kind: int, data: memoryview, depth: int) -> str:

@@ -14,11 +14,13 @@ cdef class RowReader:
     cdef list _metadata
     cdef Py_ssize_t _pos
     cdef bint _left_out
+    cdef object _partial
 
     cpdef tuple read(self, bytes data, Py_ssize_t pos, bytes present)
     @cython.locals(end=Py_ssize_t, what=cython.uchar, image=tuple, after=tuple)
-    cpdef read_all(self, bytes data, Py_ssize_t pos, str op, bytes first, bytes second, object mapped, list into)
-    @cython.locals(count=Py_ssize_t, end=Py_ssize_t, kinds=bytes, widths=bytes, columns=list, values=list, held=Py_ssize_t, index=Py_ssize_t, nulls=Py_ssize_t, place=Py_ssize_t, is_null=cython.int, kind=cython.uchar, size=Py_ssize_t, length=Py_ssize_t, step=Py_ssize_t, number=cython.ulonglong, mask=cython.ulonglong, below=cython.longlong, raw=bytes, digits=Py_ssize_t, micros=cython.ulonglong, text=str)
+    cpdef read_all(self, bytes data, Py_ssize_t pos, str op, bytes first, bytes second, object mapped, list into, bint is_partial)
+    cdef Py_ssize_t _differences(self, bytes data, Py_ssize_t pos) except -1
+    @cython.locals(count=Py_ssize_t, end=Py_ssize_t, kinds=bytes, widths=bytes, columns=list, values=list, held=Py_ssize_t, index=Py_ssize_t, nulls=Py_ssize_t, place=Py_ssize_t, is_null=cython.int, kind=cython.uchar, size=Py_ssize_t, length=Py_ssize_t, step=Py_ssize_t, number=cython.ulonglong, mask=cython.ulonglong, below=cython.longlong, raw=bytes, start=Py_ssize_t, digits=Py_ssize_t, micros=cython.ulonglong, text=str)
     cdef tuple _row(self, bytes data, Py_ssize_t pos, bytes present)
 
 @cython.locals(seconds=cython.ulonglong, step=Py_ssize_t)

@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 from headrace.cdc.decode import tablemap as t
+from headrace.cdc.decode.jsondiff import patched
 from headrace.cdc.decode.mysqlcharset import codec_of, text_of
 from headrace.cdc.decode.mysqljson import json_text
 from headrace.cdc.decode.tablemap import MappedColumn, TableMap
@@ -35,6 +36,7 @@ _SIZES = {t.TIMESTAMP2: 4, t.DATETIME2: 5, t.DATE: 3, t.NEWDATE: 3, t.DOUBLE: 8}
 _MOST_DIGITS = 18
 """On either side of a decimal's point, so that 64 bits hold them."""
 _INSERT, _UPDATE, _DELETE = 0, 1, 2
+_PARTIAL_JSON = 1
 
 
 class RowReader:
@@ -48,6 +50,7 @@ class RowReader:
         self._metadata = [column.metadata for column in table.columns]
         self._pos = 0
         self._left_out = False
+        self._partial: frozenset[int] = frozenset()
 
     def read(self, data: bytes, pos: int, present: bytes) -> tuple[Row, int]:
         """The image at pos, and the index behind it. present: bitmap of the columns that it holds; the others are UNCHANGED.
@@ -61,10 +64,19 @@ class RowReader:
         return row, self._pos
 
     def read_all(
-        self, data: bytes, pos: int, op: Op, first: bytes, second: bytes, mapped: object, into: list[Any]
+        self,
+        data: bytes,
+        pos: int,
+        op: Op,
+        first: bytes,
+        second: bytes,
+        mapped: object,
+        into: list[Any],
+        is_partial: bool,
     ) -> None:
         """Every row from pos to the end of data as (mapped, op, before, after). second: the bitmap of an update's new images.
 
+        is_partial: an update's new images may have JSON as differences to the old ones (event 39).
         What an update's new image leaves out because it didn't change is filled from the old one, where that has it. Raises DecodeError.
         """
         end = len(data)
@@ -78,13 +90,28 @@ class RowReader:
                 elif what == _DELETE:
                     into.append((mapped, op, image, None))
                 else:
+                    if is_partial:
+                        pos = self._differences(data, pos)
                     after = self._row(data, pos, second)
                     pos = self._pos
+                    if self._partial:
+                        after = _patched(after, image)
+                        self._partial = frozenset()
                     if self._left_out:
                         after = _filled(after, image)
                     into.append((mapped, op, image, after))
         except (IndexError, struct.error, zlib.error, ValueError, OverflowError) as error:
             raise self._nonsense(pos) from error
+
+    def _differences(self, data: bytes, pos: int) -> int:
+        """Which columns of the new image at pos are differences; the index behind what says so."""
+        options, pos = t.packed(data, pos)
+        if options & _PARTIAL_JSON:
+            documents = [index for index, column in enumerate(self.table.columns) if column.type == t.JSON]
+            bits = int.from_bytes(data[pos : pos + (len(documents) + 7) // 8], "little")
+            pos += (len(documents) + 7) // 8
+            self._partial = frozenset([index for place, index in enumerate(documents) if bits >> place & 1])
+        return pos
 
     def _nonsense(self, pos: int) -> DecodeError:
         return DecodeError(
@@ -95,7 +122,7 @@ class RowReader:
         count = len(self._kinds)
         end = len(data)
         kinds, widths, columns = self._kinds, self._widths, self._columns
-        values: list[Value | Absent] = []
+        values: list[Any] = []
         held = 0
         for index in range(count):
             held += (present[index >> 3] >> (index & 7)) & 1
@@ -116,6 +143,11 @@ class RowReader:
                 continue
             kind, size = kinds[index], widths[index]
             if kind == _OTHER:
+                if self._partial and index in self._partial:
+                    start = pos + 4
+                    pos = start + int.from_bytes(data[pos:start], "little")
+                    values.append(_Differences(data[start:pos]))  # until _patched
+                    continue
                 value, pos = columns[index].read(data, pos)
                 values.append(value)
                 continue
@@ -177,6 +209,23 @@ class RowReader:
             raise IndexError
         self._pos = pos
         return tuple(values)
+
+
+class _Differences(bytes):
+    """Of a JSON document, in place of the new one."""
+
+
+def _patched(after: Row, before: Row) -> Row:
+    """With the documents that the differences make; UNDECODABLE where the old image doesn't hold the old one."""
+    row: list[Value | Absent] = []
+    for new, old in zip(after, before, strict=True):
+        if not isinstance(new, _Differences):
+            row.append(new)
+        elif isinstance(old, str):
+            row.append(patched(old, bytes(new)))
+        else:
+            row.append(UNDECODABLE)
+    return tuple(row)
 
 
 def _filled(after: Row, before: Row) -> Row:

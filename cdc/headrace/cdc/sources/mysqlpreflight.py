@@ -79,10 +79,11 @@ def _binlog(facts: ServerFacts) -> Iterator[Finding]:
     if says("binlog_row_value_options"):
         yield Finding(
             "partial-json",
-            "error",
+            "info" if says("binlog_row_image") in (None, "FULL") else "warning",
             "binlog_row_value_options",
-            "is PARTIAL_JSON: updates of JSON columns hold only differences",
-            "set global binlog_row_value_options = '';",
+            "is PARTIAL_JSON: updates of JSON columns hold only differences, which are applied to the old document; where the row image lacks that "
+            "(binlog_row_image isn't FULL), the new one is listed as undecodable",
+            "set global binlog_row_image = 'FULL'; or set global binlog_row_value_options = '';",
         )
     updates = says("log_replica_updates") or says("log_slave_updates")
     if facts.is_replica and updates not in ("ON", "1"):
