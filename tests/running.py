@@ -53,6 +53,12 @@ class RunningHeadrace:
         self.process.terminate()
         assert self.process.wait(20) == 0, self.said()
 
+    def end(self) -> None:
+        """However it is, it is over afterwards; for a test that failed."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     def appended(self) -> int:
         """Log transactions of this process so far."""
         status = self.client.status()
