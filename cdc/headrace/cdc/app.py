@@ -67,7 +67,8 @@ class Application:
                     self._pushed.append(source)
                     continue
                 normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)
-                self._captures.append(Capture(source, normaliser, log, metrics, pipeline))
+                steps = pipeline if pipeline is not None and pipeline.has_steps else None
+                self._captures.append(Capture(source, normaliser, log, metrics, steps))
             _check_paths(self._pushed)
             metrics.watch_sources(self.source_status)
             if pipeline is not None:

@@ -23,7 +23,9 @@ from msgspec import Meta, Struct
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.pipeline_config import (
     ColumnsConfig,
+    ConsentConfig,
     EventConfig,
+    EventPrivacyConfig,
     PipelineConfig,
     PrivacyConfig,
     TransformConfig,
@@ -492,8 +494,10 @@ __all__ = [
     "Choice",
     "ColumnsConfig",
     "Config",
+    "ConsentConfig",
     "Duration",
     "EventConfig",
+    "EventPrivacyConfig",
     "LogChoice",
     "PipelineConfig",
     "PrivacyConfig",

@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 def build_pipeline(config: Config) -> Pipeline | None:
     """None when nothing is configured. Raises ConfigError with every mistake, each with its path."""
     pipeline = config.pipeline
-    if not pipeline.transforms:
+    if not pipeline.transforms and not config.privacy.events and config.privacy.consent is None:
         return None
+    from headrace.cdc.process.eventprivacy import compile_privacy
     from headrace.cdc.process.pipeline import Pipeline
+    from headrace.cdc.process.transform import Problems
 
     problems: list[str] = []
+    privacy = None
+    try:
+        privacy = compile_privacy(config.privacy)
+    except Problems as found:
+        problems += [f"privacy.{line}" for line in found.lines]
     steps: list[Step] = []
     for number, transform in enumerate(pipeline.transforms):
         step = _step(config, transform, f"pipeline.transforms[{number}]", problems)
@@ -40,7 +47,7 @@ def build_pipeline(config: Config) -> Pipeline | None:
             problems=tuple(problems),
             advice="correct the named steps; docs/pipeline.md shows each",
         )
-    return Pipeline(steps)
+    return Pipeline(steps, privacy)
 
 
 def _step(config: Config, transform: TransformConfig | str, place: str, problems: list[str]) -> Step | None:

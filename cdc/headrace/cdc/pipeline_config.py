@@ -56,25 +56,6 @@ class ColumnsConfig(Section, frozen=True):
         return left_out or name in self.hash or name in self.mask
 
 
-class PrivacyConfig(Section, frozen=True):
-    """What hashed columns need."""
-
-    salt: Annotated[
-        str,
-        Meta(
-            description="Secret key of the hashes, at least 16 characters; give it by ${VARIABLE}. Another salt makes other hashes.",
-            examples=["${SALT}"],
-        ),
-    ] = ""
-
-    def __post_init__(self) -> None:
-        if self.salt and len(self.salt) < _SHORTEST_SALT:
-            raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
-
-    def __repr__(self) -> str:
-        return "PrivacyConfig()"
-
-
 class TransformWhen(Section, frozen=True):
     """Which events a step concerns: all that every given field fits; none given, every event."""
 
@@ -92,6 +73,79 @@ class TransformWhen(Section, frozen=True):
             examples=[{"properties.total": {"above": 100}}],
         ),
     ] = msgspec.field(default_factory=dict[str, Any])
+
+
+class EventPrivacyConfig(Section, frozen=True):
+    """What is hidden of the events of SDKs and webhooks, before anything else looks at them. A path that isn't there is nothing."""
+
+    when: TransformWhen = msgspec.field(default_factory=TransformWhen)
+    remove: Annotated[
+        list[str],
+        Meta(
+            description="Paths, * for every field or item, ** for any depth.",
+            examples=[["context.ip", "context.traits.**.email"]],
+        ),
+    ] = msgspec.field(default_factory=list[str])
+    mask: Annotated[
+        dict[str, str],
+        Meta(description="Path -> text in place of every value. null stays.", examples=[{"properties.phone": "***"}]),
+    ] = msgspec.field(default_factory=dict[str, str])
+    hash: Annotated[
+        list[str],
+        Meta(
+            description="Paths, also user_id, anonymous_id, group_id and previous_id, hashed as a table's columns are: equal values stay joinable.",
+            examples=[["user_id", "properties.email"]],
+        ),
+    ] = msgspec.field(default_factory=list[str])
+    detect: Annotated[
+        list[Literal["email", "card", "phone"]],
+        Meta(
+            description="Wherever a text in properties or context holds one of these, it becomes <email>, <card> or <phone>."
+            " card: 13 to 19 digits with a right check digit; phone: written with + and the country.",
+        ),
+    ] = msgspec.field(default_factory=list[Literal["email", "card", "phone"]])
+
+    def __post_init__(self) -> None:
+        if not (self.remove or self.mask or self.hash or self.detect):
+            raise ValueError("a rule has at least one of remove, mask, hash and detect")
+
+
+class ConsentConfig(Section, frozen=True):
+    """Whose events are taken: those of customers who gave these consents, as the event says (Segment's and RudderStack's forms)."""
+
+    needs: Annotated[
+        list[str], Meta(min_length=1, description="Categories, all of which must be given.", examples=[["analytics"]])
+    ]
+    missing: Annotated[
+        Literal["drop", "keep"], Meta(description="What becomes of an event that says nothing of consent.")
+    ] = "drop"
+
+
+class PrivacyConfig(Section, frozen=True):
+    """What hashes need, and what of events of SDKs and webhooks is hidden."""
+
+    salt: Annotated[
+        str,
+        Meta(
+            description="Secret key of the hashes, at least 16 characters; give it by ${VARIABLE}. Another salt makes other hashes.",
+            examples=["${SALT}"],
+        ),
+    ] = ""
+    events: Annotated[
+        list[EventPrivacyConfig],
+        Meta(
+            description="Rules for events of SDKs and webhooks, in their order, before the plan: docs/pipeline.md.",
+            examples=[[{"remove": ["context.ip"], "hash": ["user_id"], "detect": ["email"]}]],
+        ),
+    ] = msgspec.field(default_factory=list[EventPrivacyConfig])
+    consent: ConsentConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.salt and len(self.salt) < _SHORTEST_SALT:
+            raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
+
+    def __repr__(self) -> str:
+        return "PrivacyConfig()"
 
 
 class TransformConfig(Section, frozen=True):
@@ -214,7 +268,9 @@ class EventConfig(Section, frozen=True):
 __all__ = [
     "PYTHON_PATTERN",
     "ColumnsConfig",
+    "ConsentConfig",
     "EventConfig",
+    "EventPrivacyConfig",
     "PipelineConfig",
     "PrivacyConfig",
     "TransformConfig",

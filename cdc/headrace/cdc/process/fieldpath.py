@@ -157,14 +157,15 @@ def visit(node: Node, parts: tuple[str, ...], act: Callable[[Node], Node | Gone]
     return is_changed
 
 
+def keys_of(node: Node) -> list[Any]:
+    """Names of an object's fields, or places of an array's items."""
+    return list(node) if isinstance(node, dict) else list(range(len(node)))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
 def _keys(node: Node, part: str) -> list[Any]:
-    if isinstance(node, dict):
-        if part == ANY:
-            return list(node)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        return [part] if part in node else []
-    if part != ANY:
-        return []
-    return list(range(len(node)))
+    if part == ANY:
+        return keys_of(node)
+    return [part] if isinstance(node, dict) and part in node else []
 
 
 def _replace(node: Node, key: Any, act: Callable[[Node], Node | Gone]) -> bool:
@@ -193,6 +194,7 @@ __all__ = [
     "Node",
     "encoded",
     "find",
+    "keys_of",
     "opened",
     "parse_path",
     "plain",

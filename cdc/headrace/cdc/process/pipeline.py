@@ -12,6 +12,7 @@ import msgspec
 from headrace.cdc.decode.sdkpayload import Refusal
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.process.draft import Unfit
+from headrace.cdc.process.eventprivacy import EventPrivacy
 from headrace.cdc.process.transform import Step, run_steps
 
 
@@ -30,15 +31,23 @@ class Passed(msgspec.Struct):
 
 
 class Pipeline:
-    """The steps of one configuration. Holds no event."""
+    """The steps of one configuration. Holds no event.
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    privacy: what comes before the plan, for events of SDKs and webhooks only.
+    """
+
+    def __init__(self, steps: Sequence[Step], privacy: EventPrivacy | None = None) -> None:
         self._steps = tuple(steps)
+        self.privacy = privacy
         self.counts = PipelineCounts()
+
+    @property
+    def has_steps(self) -> bool:
+        return bool(self._steps)
 
     def one(self, event: CustomerEvent) -> CustomerEvent | Refusal | None:
         """The event as it goes on; why it doesn't; None when it is dropped."""
-        if event.kind in ("heartbeat", "schema"):
+        if not self._steps or event.kind in ("heartbeat", "schema"):
             return event
         try:
             found = run_steps(self._steps, event)

@@ -34,6 +34,7 @@ from headrace.cdc.decode.sdkpayload import (
 )
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, StoredLetter
+from headrace.cdc.process.eventprivacy import withheld
 from headrace.cdc.process.sdkcall import Delivery, Identified, identified
 from headrace.cdc.setaside import EventContext, event_of, letter_of
 from headrace.cdc.sources.base import SourceStatus
@@ -313,7 +314,9 @@ class Collector:
 
     def _passed_again(self, stored: StoredLetter, event: CustomerEvent, context: EventContext) -> Post | None:
         """An event that the pipeline had set aside, through the pipeline of today."""
-        passed = event if self._pipeline is None else self._pipeline.one(event)
+        passed: CustomerEvent | Refusal | None = event if self._plan is None else self._plan.judge(event)
+        if self._pipeline is not None and isinstance(passed, CustomerEvent):
+            passed = self._pipeline.one(passed)
         if isinstance(passed, Refusal):
             return None
         taken: list[Taken] = []
@@ -397,6 +400,7 @@ class Collector:
     ) -> Post:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
+        privacy = None if self._pipeline is None else self._pipeline.privacy
         for raw, call in calls:
             if len(raw) > self._max_event:
                 found: Identified | Refusal = Refusal(
@@ -406,9 +410,17 @@ class Collector:
                 found = call
             else:
                 found = identified(call, delivery, "" if call.message_id else secrets.token_hex(16))
+            if privacy is not None and isinstance(found, Identified):
+                hidden = privacy.hidden(found.event)
+                if hidden is None:
+                    continue
+                found.event = hidden
             if self._plan is not None and isinstance(found, Identified):
                 judged = self._plan.judge(found.event)
                 if isinstance(judged, Refusal):
+                    if privacy is not None:
+                        letters.append(letter_of(found.event, judged, key=found.key, body=found.body))
+                        continue
                     found = judged
                 else:
                     found.event = judged
@@ -420,6 +432,8 @@ class Collector:
                 if passed is None:
                     continue
                 found.event = passed
+            if privacy is not None:
+                raw, delivery = withheld(raw), _bare(delivery)
             if isinstance(found, Identified):
                 taken.append(Taken(found, raw, delivery))
             else:
@@ -430,12 +444,19 @@ class Collector:
         return Post(taken, letters, size + 512 * len(calls))
 
     def _unreadable(self, asked: Asked, writer: str, detail: str) -> Post:
-        context = msgspec.json.encode(self._delivery(asked, Payload([]), writer))
-        letter = DeadLetter(self.name, _UNREADABLE, detail, asked.received_us, asked.body, context)
+        delivery, body = self._delivery(asked, Payload([]), writer), asked.body
+        if self._pipeline is not None and self._pipeline.privacy is not None:
+            delivery, body = _bare(delivery), withheld(body)
+        letter = DeadLetter(self.name, _UNREADABLE, detail, asked.received_us, body, msgspec.json.encode(delivery))
         return Post([], [letter], len(asked.body) + 512)
 
     def now_us(self) -> int:
         return int(self._clock() * 1_000_000)
+
+
+def _bare(delivery: Delivery) -> Delivery:
+    """Without what the sender said of the customer."""
+    return msgspec.structs.replace(delivery, anonymous_id=None, context=b"", integrations=b"")
 
 
 class UnreadableRefused(Refused):

@@ -22,10 +22,13 @@ from prometheus_client.registry import Collector as MetricCollector
 from headrace.cdc.auth import is_local_host
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.sdkpayload import Refusal
+from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import DeadLetter, EventLog, StoredLetter
+from headrace.cdc.process.eventprivacy import withheld
 from headrace.cdc.process.sdkcall import Identified
 from headrace.cdc.process.signature import Verifier
 from headrace.cdc.process.webhook import Came, WebhookMap
+from headrace.cdc.setaside import EventContext, event_of, letter_of
 from headrace.cdc.sources.base import SourceStatus
 from headrace.cdc.sources.intake import BusyError, Intake, Post, Taken
 from headrace.cdc.sources.preflight import Finding
@@ -203,16 +206,33 @@ class WebhookSource:
         letter = stored.letter
         if letter.source != self.name:
             return False
-        try:
-            came = msgspec.json.decode(letter.context, type=Came)
-        except msgspec.MsgspecError:
-            return False
-        post = self._post(letter.body, came)
-        if post.letters:
+        kept = event_of(letter)
+        if kept is not None:
+            post = self._passed_again(stored, *kept)
+        else:
+            try:
+                came = msgspec.json.decode(letter.context, type=Came)
+            except msgspec.MsgspecError:
+                return False
+            post = self._post(letter.body, came)
+        if post is None or post.letters:
             return False
         post.retried = (stored.id,)
         await self._stored(post)
         return not post.is_kept
+
+    def _passed_again(self, stored: StoredLetter, event: CustomerEvent, context: EventContext) -> Post | None:
+        """An event of which parts are hidden, through the plan and the pipeline of today."""
+        passed: CustomerEvent | Refusal | None = event if self._plan is None else self._plan.judge(event)
+        if self._pipeline is not None and isinstance(passed, CustomerEvent):
+            passed = self._pipeline.one(passed)
+        if isinstance(passed, Refusal):
+            return None
+        taken: list[Taken] = []
+        if passed is not None:
+            made = Identified(passed, bytes.fromhex(context.key), bytes.fromhex(context.body))
+            taken.append(Taken(made, stored.letter.body, Came(event.received_us, {})))
+        return Post(taken, [], len(stored.letter.body) + 512, (stored.id,))
 
     async def _stored(self, post: Post) -> None:
         """A sender that goes away takes nothing back: what was taken is appended all the same."""
@@ -232,6 +252,7 @@ class WebhookSource:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
         found = self._map.read(body, came, _unique())
+        privacy = None if self._pipeline is None else self._pipeline.privacy
         for raw, each, outcome in found:
             judged = outcome
             if judged is None:
@@ -239,6 +260,12 @@ class WebhookSource:
                 continue
             if len(raw) > self._max_event:
                 judged = Refusal("too_large", f"the event has more than {self._max_event} bytes (max_event)")
+            if privacy is not None and isinstance(judged, Identified):
+                hidden = privacy.hidden(judged.event)
+                if hidden is None:
+                    continue
+                judged.event = hidden
+            event = judged
             if self._plan is not None and isinstance(judged, Identified):
                 verdict = self._plan.judge(judged.event)
                 if isinstance(verdict, Refusal):
@@ -253,8 +280,12 @@ class WebhookSource:
                     judged = passed  # kept as it came, and mapped again on a retry
                 else:
                     judged.event = passed
+            if privacy is not None:
+                raw, each = withheld(raw), Came(each.received_us, {}, each.is_element)
             if isinstance(judged, Identified):
                 taken.append(Taken(judged, raw, each))
+            elif privacy is not None and isinstance(event, Identified):
+                letters.append(letter_of(event.event, judged, key=event.key, body=event.body))
             else:
                 context = msgspec.json.encode(each)
                 letters.append(DeadLetter(self.name, judged.reason, judged.detail, each.received_us, raw, context))
