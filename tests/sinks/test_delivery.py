@@ -29,7 +29,7 @@ from headrace.sinks.verdict import Answer
 from hook_server import Hook, hook_server
 from shop_log import ShopLog, order_event
 
-DEADLINE_S = 15.0
+DEADLINE_S = 60.0
 
 
 @pytest.fixture
@@ -79,10 +79,14 @@ async def running(settings: Config) -> AsyncIterator[Running]:
         await log.close()
 
 
-async def until(claim: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not claim():
-            await asyncio.sleep(0.005)
+async def until(claim: Callable[[], bool], state: Callable[[], object] = lambda: "") -> None:
+    """state: told when the claim doesn't come true."""
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not claim():
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        raise AssertionError(f"it didn't happen in {DEADLINE_S:.0f} s: {state()}") from None
 
 
 def numbers(hook: Hook) -> list[int]:
@@ -118,7 +122,10 @@ async def test_a_dead_destination_delays_nobody_else_and_is_named(tmp_path: Path
     async with running(settings) as both:
         dead, fine = both.consumers
         await both.log.append([order_event(number) for number in range(50)], source="shop", state=b"")
-        await until(lambda: fine.status()["offset"] == [50] and dead.status()["breaker"] == "open")
+        await until(
+            lambda: fine.status()["offset"] == [50] and dead.status()["breaker"] == "open",
+            lambda: (fine.status(), dead.status(), hook.requests),
+        )
         verdict = next(iter(dead.health()))
         assert (verdict.part, verdict.is_ready) == ("sinks/dead", False)
         assert "127.0.0.1 can't be reached" in verdict.reason and "hush" not in verdict.reason
