@@ -32,11 +32,27 @@ _SETTINGS = {
 }
 
 
-def mariadbd() -> Path:
+def mariadbd() -> list[str | Path]:
+    """The command of the system's server, or of the packages that are unpacked in HEADRACE_MARIADB: by their own loader."""
+    if folder := unpacked():
+        return [
+            folder / "usr" / "lib64" / "ld-linux-x86-64.so.2",
+            "--library-path",
+            folder / "usr" / "lib" / "x86_64-linux-gnu",
+            folder / "usr" / "sbin" / "mariadbd",
+            "--no-defaults",
+            f"--basedir={folder / 'usr'}",
+            f"--lc-messages-dir={folder / 'usr' / 'share' / 'mariadb'}",
+            f"--plugin-dir={folder / 'usr' / 'lib' / 'mysql' / 'plugin'}",
+        ]
     found = shutil.which("mariadbd") or "/usr/sbin/mariadbd"
     if not Path(found).exists():
         pytest.fail("MariaDB is needed by the default suite: apt-get install -y --no-install-recommends mariadb-server")
-    return Path(found)
+    return [found, "--no-defaults"]
+
+
+def unpacked() -> Path | None:
+    return Path(os.environ["HEADRACE_MARIADB"]) if "HEADRACE_MARIADB" in os.environ else None
 
 
 class MariaDBServer:
@@ -56,10 +72,10 @@ class MariaDBServer:
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    mariadbd(),
-                    "--no-defaults",
+                    *mariadbd(),
                     f"--datadir={self.folder / 'data'}",
                     f"--socket={self.folder / 's'}",
+                    f"--tmpdir={self.folder}",  # a server that starts empties its own of tables: others' were gone
                     f"--port={self.port}",
                     "--bind-address=127.0.0.1",
                     *options,
@@ -111,23 +127,50 @@ def give(folder: Path) -> None:
             os.chown(path, _NOBODY, _NOBODY)
 
 
+def bootstrap(scripts: Path, data: Path) -> None:
+    """What mariadb-install-db does, which finds only the programs of the system."""
+    data.mkdir()
+    give(data.parent)
+    parts = ["create database mysql;\nuse mysql;\nset @auth_root_socket = null, @skip_auth_anonymous = 1;\n"]
+    names = ("mariadb_system_tables.sql", "mariadb_performance_tables.sql", "mariadb_system_tables_data.sql")
+    parts += [(scripts / name).read_text() for name in names]
+    subprocess.run(
+        [
+            *mariadbd(),
+            f"--datadir={data}",
+            f"--tmpdir={data.parent}",
+            "--bootstrap",
+            "--skip-grant-tables",
+            "--innodb-log-file-size=8M",
+        ],
+        input="\n".join(parts).encode(),
+        check=True,
+        capture_output=True,
+        **as_server_user(),
+    )
+
+
 @pytest.fixture(scope="session")
 def mariadb_template() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="headrace-maria-template-"))
     folder.chmod(0o755)
     give(folder)
-    subprocess.run(
-        [
-            "mariadb-install-db",
-            "--no-defaults",
-            f"--datadir={folder / 'data'}",
-            "--auth-root-authentication-method=normal",
-            "--skip-test-db",
-        ],
-        check=True,
-        capture_output=True,
-        **as_server_user(),
-    )
+    if other := unpacked():
+        bootstrap(other / "usr" / "share" / "mariadb", folder / "data")
+    else:
+        subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                f"--datadir={folder / 'data'}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                f"--tmpdir={folder}",
+            ],
+            check=True,
+            capture_output=True,
+            **as_server_user(),
+        )
     yield folder / "data"
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -66,6 +66,7 @@ class MySQLServer(MariaDBServer):
                     *command(),
                     f"--datadir={self.folder / 'data'}",
                     f"--socket={self.folder / 's'}",
+                    f"--tmpdir={self.folder}",
                     f"--port={self.port}",
                     "--bind-address=127.0.0.1",
                     *[f"--{name}={value}" for name, value in self.settings.items()],

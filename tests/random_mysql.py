@@ -2,7 +2,8 @@
 
 One thread drives several connections, so transactions interleave and still the state after each commit is known: ``truths`` maps a
 transaction's GTID to the rows of the tables it touched. What the server refuses (a lock held by another open transaction, a key that
-is there) takes back one statement, as programs do. A server that was killed takes the open transactions with it.
+is there) takes back one statement, as programs do. A server that was killed takes the open transactions with it, but not those that are
+prepared (XA): they are committed or rolled back later, perhaps by the next server.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import random
 import struct
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,9 @@ class RandomMySQL:
         self.restarts = 0
         self._columns = 0
         self._savepoints = 0
+        self._prepared: dict[str, set[str]] = {}
+        self.may_prepare = True
+        """A source refuses an XA transaction that was prepared before its own first place."""
         self._count = connections
         self._truth: Any = self._connect()
         self._run(
@@ -299,8 +304,11 @@ class RandomMySQL:
     def step(self) -> None:
         """Take one of the connections a little further; commits take the truth."""
         rng = self.rng
-        if rng.random() < 0.12 and not self._open:
+        if rng.random() < 0.12 and not self._open and not self._prepared:
             self._alone()
+            return
+        if self.may_prepare and rng.random() < (0.3 if self._prepared else 0.06):
+            self._decide() if self._prepared else self._prepare()
             return
         index = rng.randrange(self._count)
         connection = self._connections[index]
@@ -323,7 +331,9 @@ class RandomMySQL:
             del self._open[index]
 
     def finish(self) -> None:
-        """Commit what is open."""
+        """Commit what is open, and decide on what is prepared."""
+        while self._prepared:
+            self._decide()
         for index in list(self._open):
             self._commit(index)
 
@@ -332,6 +342,56 @@ class RandomMySQL:
         before = self.end()
         self._connections[index].commit()
         self._take_truth(before, touched)
+
+    def _prepare(self) -> None:
+        """An XA transaction up to where it outlives its connection and its server."""
+        xa, touched, connection = f"'{self.database}-{self.counts.get('prepare', 0)}'", set[str](), self._connect()
+        try:
+            self._run(connection, f"xa start {xa}")
+            for _ in range(self.rng.randrange(1, 4)):
+                table = self.rng.choice(list(self.tables.values()))
+                touched.add(table.name)
+                self._try_write(connection, table, is_nested=True)
+            self._run(connection, f"xa end {xa}", f"xa prepare {xa}")
+        except pymysql.err.MySQLError as error:
+            if error.args[0] not in (1213, 1402, 1613, 1614):  # a deadlock: the server has taken back all of it
+                raise
+            with suppress(pymysql.err.MySQLError):
+                self._run(connection, f"xa end {xa}")
+            with suppress(pymysql.err.MySQLError):
+                self._run(connection, f"xa rollback {xa}")
+        else:
+            self._prepared[xa] = touched
+            self.counts["prepare"] = self.counts.get("prepare", 0) + 1
+        finally:
+            connection.close()
+
+    def _decide(self) -> None:
+        xa = self.rng.choice(list(self._prepared))
+        touched = self._prepared.pop(xa)
+        outcome = self.rng.choice(["xa commit", "xa commit", "xa rollback"])
+        before = self.end()
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                self._run(self._truth, f"{outcome} {xa}")
+            except pymysql.err.MySQLError as error:
+                if error.args[0] == 1402:
+                    outcome = "rolled back"  # MariaDB says so of one that changed no row
+                    break
+                if error.args[0] != 1397:
+                    raise
+                is_known = any(f"'{data}'" == xa for *_, data in self._run(self._truth, "xa recover"))
+                if not is_known:
+                    outcome = "nothing prepared"  # it changed no row, so that there is nothing to decide
+                    break
+                assert time.monotonic() < deadline, f"{xa} can't be decided"
+                time.sleep(0.01)  # the connection that prepared it isn't gone yet
+            else:
+                break
+        self.counts[outcome] = self.counts.get(outcome, 0) + 1
+        if outcome == "xa commit":
+            self._take_truth(before, touched)
 
     def end(self) -> str:
         """What the server has committed; one thread writes, so a difference is one transaction."""

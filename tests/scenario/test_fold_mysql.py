@@ -1,6 +1,6 @@
 """The central claim as a property, for MariaDB and MySQL: the log, folded back into tables, is what a SELECT saw after each commit.
 
-Random tables of every type, interleaved transactions, savepoints, schema changes, row images of each kind and hostile settings; a link that
+Random tables of every type, interleaved transactions, savepoints, XA, schema changes, row images of each kind and hostile settings; a link that
 is cut, a capture that crashes at random batches, and a server that is ended, by kill -9 or in an orderly way, in the middle. The seed is part
 of every message; ``pytest -k 'mysql and mariadb-7'`` runs one again.
 """
@@ -124,6 +124,7 @@ async def hold(server: MariaDBServer, folder: Path, seed: int, steps: int) -> st
     server.kill()
     server.start()  # without the settings of the seed before
     driver = RandomMySQL(server, f"f{seed}", seed, has_keyless=not has_copy)
+    driver.may_prepare = False
     progress = Progress()
     proxy = Proxy(server.port)
     await proxy.start()
@@ -158,6 +159,7 @@ async def hold(server: MariaDBServer, folder: Path, seed: int, steps: int) -> st
             if not has_copy:
                 await until(lambda: stored(path) is not None, "the first life")
             for _ in range(steps):
+                driver.may_prepare = driver.may_prepare or stored(path) is not None
                 await asyncio.to_thread(driver.step)
                 trouble = rng.random()
                 if trouble < 0.03:
