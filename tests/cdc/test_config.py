@@ -112,7 +112,7 @@ def test_a_heading_with_nothing_under_it_has_all_its_defaults(empty: str) -> Non
             "sources: {shop: {type: postgres, dsn: x, tables: []}}",
             "sources.shop.tables: expected `array` of length >= 1",
         ),
-        ("sources: {shop: {type: postgres, dsn: x, snapshot: maybe}}", "sources.shop.snapshot: invalid enum value 'maybe'"),
+        ("sources: {shop: {type: postgres, dsn: x, snapshot: maybe}}", "sources.shop.snapshot: invalid enum value 'maybe'; known: initial, never"),
         (
             "sources: {shop: {type: postgres, dsn: x, heartbeat: 5}}",
             "sources.shop.heartbeat: '5' is no duration; write a number with a unit, such as \"500ms\", \"5s\" or \"7d\"",

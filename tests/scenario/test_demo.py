@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ DEADLINE_S = 90.0
 
 
 class Demo:
-    """``headrace demo`` in a process of its own; ``end`` is Ctrl-C."""
+    """``headrace demo`` in a process of its own; ``end`` is Ctrl-C, which a terminal sends to all of the group."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,6 +35,7 @@ class Demo:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         end = time.monotonic() + DEADLINE_S
         # Several orders: a single one may be cancelled again, and the customer has no row then.
@@ -46,7 +49,7 @@ class Demo:
         return 0 if row is None else int(row[4])
 
     def end(self) -> dict[str, object]:
-        self.process.send_signal(2)
+        os.killpg(self.process.pid, signal.SIGINT)
         out, err = self.process.communicate(timeout=DEADLINE_S)
         assert self.process.returncode == 0, err
         return dict(json.loads(out))

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
 import msgspec
 import yaml
@@ -313,7 +313,8 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     try:
         return msgspec.convert(value, kind, dec_hook=_decode_unit)
     except (msgspec.ValidationError, ValueError) as error:
-        problems.append(_plain(path, str(error)))
+        known = _words_of(kind) if "enum value" in str(error) else []
+        problems.append(_plain(path, str(error)) + (f"; known: {', '.join(known)}" if known else ""))
         return None
 
 
@@ -362,6 +363,16 @@ def _decode_unit(kind: type[Any], value: Any) -> Any:
     if kind in (Duration, Size):
         return kind.parse(str(value))
     raise NotImplementedError(kind)
+
+
+def _words_of(kind: Any) -> list[str]:
+    """The words that a Literal anywhere in the type allows."""
+    if get_origin(kind) is Literal:
+        return [str(word) for word in get_args(kind)]
+    found: list[str] = []
+    for part in get_args(kind):
+        found += _words_of(part)
+    return found
 
 
 def _plain(path: str, text: str) -> str:

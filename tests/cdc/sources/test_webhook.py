@@ -288,7 +288,7 @@ def parsed(text: str) -> Config:
     ("text", "problem"),
     [
         ("{}", "sources.crm: give map, which says what a body becomes, or a preset"),
-        ("{preset: strip}", "sources.crm.preset: invalid enum value 'strip'"),
+        ("{preset: strip}", "sources.crm.preset: invalid enum value 'strip'; known: stripe, github, shopify, standard"),
         ("{secrets: [a], map: [{name: A}]}", "sources.crm: give signature, which says how the secrets are used, or a preset"),
         ("{preset: stripe, path: /v1/track}", 'sources.crm: path "/v1/track" is no path of its own; write one such as /hooks/crm'),
         ("{preset: stripe, secrets: ['']}", "sources.crm: secrets[0] is empty: anybody could sign with it"),

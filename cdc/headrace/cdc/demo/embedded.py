@@ -148,6 +148,8 @@ class PostgresServer:
                 [self.binaries / "postgres", "-D", self.data, "-p", str(self.port), "-k", self.folder, *options],
                 stdout=log,
                 stderr=log,
+                # A Ctrl-C goes to everybody in the terminal's group, and whoever uses this server ends first.
+                start_new_session=True,
                 **as_server_user(),
             )
         end = time.monotonic() + deadline_s
