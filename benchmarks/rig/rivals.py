@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -42,8 +43,10 @@ def missing(client: str) -> str:
 
 def run(client: str, *arguments: str) -> dict[str, Any]:
     """One run; the figures that it tells itself (benchmarks/rivals/count.py) and peak_mib."""
+    folder = tempfile.mkdtemp(prefix="headrace-bench-")  # some write logs where they run
     process = subprocess.Popen(
         [*_COMMANDS[client], *arguments],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -64,6 +67,7 @@ def run(client: str, *arguments: str) -> dict[str, Any]:
         process.kill()
         out, said = process.communicate()
     watching.join()
+    shutil.rmtree(folder, ignore_errors=True)
     if process.returncode:
         raise SystemExit(f"{client} failed:\n{said[-3000:]}")
     return {**json.loads(out.strip().splitlines()[-1]), "peak_mib": peak_mib[0]}

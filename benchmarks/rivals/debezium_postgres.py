@@ -2,13 +2,12 @@
 
     python debezium_postgres.py HOST PORT SLOT PUBLICATION ROWS
 
-Runs in the rivals' environment (.ci/rivals.sh), so it imports nothing of headrace. Prints JSON: see ``Count``.
+Runs in the rivals' environment (.ci/rivals.sh), so it imports nothing of headrace, and leaves its files where it runs. Prints JSON: see ``Count``.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class Counter(BasePythonChangeHandler):  # type: ignore[misc]  # untyped here: t
 def main() -> None:
     host, port, slot, publication, rows = sys.argv[1:]
     count = Count(int(rows))
-    folder = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
+    folder = Path.cwd()
     properties = {
         "name": "bench",
         "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
