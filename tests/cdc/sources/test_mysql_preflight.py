@@ -62,6 +62,7 @@ def test_a_server_as_it_should_be_has_nothing_to_be_told() -> None:
 @pytest.mark.parametrize(
     ("facts", "variables", "more", "code", "severity", "cure"),
     [
+        (MARIADB, {}, {"prepared": ["a"]}, "prepared-xa", "warning", "xa commit, or xa rollback"),
         (MARIADB, {"log_bin": "OFF"}, {}, "log-bin", "error", "--log-bin"),
         (MARIADB, {"binlog_format": "MIXED"}, {}, "binlog-format", "error", "set global binlog_format = 'ROW';"),
         (MARIADB, {"binlog_row_metadata": "NO_LOG"}, {}, "row-metadata", "warning", "binlog_row_metadata = 'FULL';"),
@@ -277,3 +278,20 @@ def test_lag_is_counted_over_files_and_the_oldest_file_is_a_warning() -> None:
     assert files.warnings(BinlogPlace("b.000010", 4), end) == []
     assert BinlogFiles().total_bytes is None
     assert BinlogFiles((("b.000011", 80),)).warnings(BinlogPlace("b.000011", 4), end) == []
+
+
+async def test_prepared_transactions_are_found(mariadb: MariaDBServer) -> None:
+    with mariadb.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("create or replace database prepared_xa")
+        cursor.execute("create table prepared_xa.t (id int primary key)")
+        cursor.execute("xa start 'waiting'")
+        cursor.execute("insert into prepared_xa.t values (1)")
+        cursor.execute("xa end 'waiting'")
+        cursor.execute("xa prepare 'waiting'")
+        try:
+            source = MySQLSource(
+                "shop", MySQLConfig(dsn=f"mysql://root@127.0.0.1:{mariadb.port}", tables=["prepared_xa.*"]), {}
+            )
+            assert "prepared-xa" in {finding.code for finding in await source.check()}
+        finally:
+            cursor.execute("xa rollback 'waiting'")

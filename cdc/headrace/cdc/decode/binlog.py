@@ -59,7 +59,7 @@ _UNTOLD, _ABSENT, _PRESENT = 0, 1, 2
 """Checksums behind events."""
 
 
-PART_BYTES = 1 << 20
+PART_BYTES = 1 << 18
 """So many bytes of rows of one transaction are given out together; decoded they take about eight times as much memory."""
 
 

@@ -39,10 +39,23 @@ def findings(
         *_patterns(facts, config, source),
         *refused,
         *(finding for table in tables for finding in table_findings(table, config, source)),
+        *_prepared(facts),
         *_cascades(facts, {table.schema.name for table in tables}),
         *_events(tables, events),
     ]
     return sorted(found, key=lambda finding: _ORDER[finding.severity])
+
+
+def _prepared(facts: ServerFacts) -> Iterator[Finding]:
+    if facts.prepared:
+        yield Finding(
+            "prepared-xa",
+            "warning",
+            "XA RECOVER",
+            f"lists {len(facts.prepared)} prepared transaction{'s' if len(facts.prepared) > 1 else ''}: one that was prepared before this source's "
+            "very first start stops it when it commits",
+            "decide on them before the first start: xa commit, or xa rollback",
+        )
 
 
 def _binlog(facts: ServerFacts) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ class ServerFacts(msgspec.Struct):
 
     is_replica: it applies another server's changes. cascades: tables that a foreign key changes. user: quoted, as grants name it; grants: of it,
     as the server writes them. replicas: server ids and hosts that are registered. filters: the only schemas in the binlog, and those left out.
+    prepared: names of XA transactions that wait for their outcome, as far as the user may ask.
     """
 
     variables: dict[str, str]
@@ -43,6 +44,7 @@ class ServerFacts(msgspec.Struct):
     grants: list[str] = []
     replicas: list[tuple[int, str]] = []
     filters: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    prepared: list[str] = []
 
     @property
     def is_mariadb(self) -> bool:
@@ -177,7 +179,17 @@ class MySQLServer:
             [str(grant) for (grant,) in await self.query("show grants")],
             await self._replicas(),
             (_words(status[0][2]), _words(status[0][3])) if status else ((), ()),
+            await self._prepared(),
         )
+
+    async def _prepared(self) -> list[str]:
+        try:
+            rows = await self.query("xa recover")
+        except pymysql.err.MySQLError as error:
+            if error.args[0] in _LOST:
+                raise
+            return []  # MySQL wants a right for it
+        return [str(row[3]) for row in rows]
 
     async def _replicas(self) -> list[tuple[int, str]]:
         for statement in ("show replicas", "show slave hosts"):
