@@ -24,6 +24,7 @@ for name in "${names[@]}"; do
         case $name in
             postgres_drain) short=(--rows 100000 --rounds 2) ;;
             binlog_drain) short=(--rows 60000 --rounds 1) ;;
+            binlog_latency) short=(--seconds 10) ;;
             transform) short=(--events 5000 --rounds 1) ;;
             latency) short=(--seconds 10 --starts 3) ;;
             huge_transaction) short=(--rows 500000 --end commit) ;;

@@ -52,6 +52,10 @@ class Headrace:
         self._process = None
 
     @property
+    def port(self) -> int:
+        return self._port
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
