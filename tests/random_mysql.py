@@ -139,7 +139,7 @@ class RandomMySQL:
         """The database and every setting that isn't the server's own any more."""
         self.close()
         with self.server.connect() as connection:
-            self._run(connection, "set session lock_wait_timeout = 3")
+            self._run(connection, "set session lock_wait_timeout = 3, innodb_lock_wait_timeout = 1")
             for *_, data in self._run(connection, "xa recover"):
                 with suppress(pymysql.err.MySQLError):
                     self._run(connection, f"xa rollback '{data}'")
