@@ -27,6 +27,7 @@ from headrace.cdc.event import Change
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.process.normalise import Normaliser
+from headrace.cdc.sources.binlogstream import BinlogStream
 from headrace.cdc.sources.ending import end
 from headrace.cdc.sources.mysql import MySQLSource
 from headrace.cdc.sources.mysql_config import MySQLConfig, safe_name
@@ -445,6 +446,14 @@ async def test_a_wrong_server_setting_is_named_with_its_statement(own: MariaDBSe
         if finding.severity == "error":
             run(own, finding.cure.split(";")[0])
     await reader(dsn(own), "shop")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(1053, SourceUnavailable), (1927, SourceUnavailable), (1045, SourceRefused)]
+)
+def test_a_server_that_shuts_down_is_waited_for_and_one_that_refuses_is_not(number: int, kind: type[Exception]) -> None:
+    stream = BinlogStream({}, server_id=1, source="shop")
+    assert type(stream._refused(number, "Server shutdown in progress")) is kind
 
 
 async def test_a_session_that_logs_statements_stops_it(

@@ -29,6 +29,8 @@ _HEARTBEAT_S = 0.5
 _UUID_LETTERS = 36
 _FATAL = 1236
 """ER_MASTER_FATAL_ERROR_READING_BINLOG: the place isn't in the binlog any more, or another reader took our server id."""
+_PASSING = (1053, 1317, 1927)
+"""ER_SERVER_SHUTDOWN, ER_QUERY_INTERRUPTED, MariaDB's ER_CONNECTION_KILLED: the server ends, or somebody ended this connection."""
 
 
 class BinlogStream:
@@ -161,6 +163,8 @@ class BinlogStream:
             return HistoryMismatch(
                 f"the server hasn't got the binlog from the log's position on: {said}", source=self._source
             )
+        if number in _PASSING:
+            return SourceUnavailable(f"the server ended the binlog connection ({number}): {said}", source=self._source)
         return SourceRefused(f"the server refuses the binlog ({number}): {said}", source=self._source)
 
     async def close(self) -> None:
