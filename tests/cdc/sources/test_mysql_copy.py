@@ -33,6 +33,12 @@ TYPES: dict[str, tuple[list[str], str]] = _of_types.TYPES
 MakeReader = Callable[..., Awaitable[Any]]
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle server's first place is believed sooner; what is about that sets its own."""
+    monkeypatch.setattr("headrace.cdc.sources.mariadbplaces.QUIET_S", 0.05)
+
+
 @pytest.fixture
 async def reader() -> AsyncIterator[MakeReader]:
     made: list[Any] = []
@@ -439,36 +445,113 @@ async def test_what_cant_be_asked_for_is_refused(server: MariaDBServer, database
         await r.source.snapshot([f"{database}.t"], "")
 
 
+@pytest.mark.parametrize("rotates", [False, True])
 async def test_a_chunk_that_lacks_what_was_delivered_before_it_is_read_again(
-    mariadb_template: Path, reader: MakeReader
+    mariadb_template: Path, reader: MakeReader, *, rotates: bool
 ) -> None:
-    """Semi-synchronous replication waits between a transaction's place in the binlog and its being visible."""
+    """Semi-synchronous replication waits between a transaction's place in the binlog and its being visible.
+
+    rotates: the transaction is the last of its file, and the beginning of the next one is told as the place of a snapshot.
+    """
     own = MariaDBServer(
         mariadb_template,
         {
             "rpl-semi-sync-master-enabled": "ON",
             "rpl-semi-sync-master-wait-point": "AFTER_SYNC",
             "rpl-semi-sync-master-timeout": "1500",
+            "max-binlog-size": "4096" if rotates else "1G",
         },
     )
     own.start()
     try:
         run(own, "set global rpl_semi_sync_master_enabled = off", "create database d")
-        run(own, "create table d.t (id int primary key, v int)", "create table d.b (v int)")
-        run(own, "insert into d.t values (1, 0)", "insert into d.b values (0)")
+        run(own, "create table d.t (id int primary key, v int, w text)")
+        run(own, "create table d.b (v int, w text)")
+        run(own, "insert into d.t values (1, 0, null)", "insert into d.b values (0, null)")
         r = await reader(dsn(own), "d")
         await until_streaming(r)
+        wide = "w" * 5000
         for table in ("t", "b"):
             # Once it has timed out it waits no more until it is switched on anew.
             run(own, *(f"set global rpl_semi_sync_master_enabled = {word}" for word in ("off", "on")))
-            writing = asyncio.create_task(asyncio.to_thread(run, own, f"update d.{table} set v = 7"))
+            writing = asyncio.create_task(asyncio.to_thread(run, own, f"update d.{table} set v = 7, w = '{wide}'"))
             count = len(r.changes)
             await r.until(lambda count=count: len(r.changes) > count)
             assert run(own, f"select v from d.{table}") == [(0,)], "delivered, and not yet visible"
             await r.source.snapshot([f"d.{table}"], "")
             await r.until(lambda: r.source.status().asked[-1]["is_done"])
             await writing
-        assert folded(r.changes, "t") == {(1,): (1, 7)}
-        assert bag(r.changes, "b") == Counter({(7,): 1})
+        assert folded(r.changes, "t") == {(1,): (1, 7, wide)}
+        assert bag(r.changes, "b") == Counter({(7, wide): 1})
     finally:
+        own.remove()
+
+
+@pytest.mark.parametrize("image", ["FULL", "MINIMAL"])
+@pytest.mark.parametrize("key", [" primary key", ""])
+async def test_a_copied_row_is_the_one_that_the_stream_has_given(
+    mariadb_template: Path, reader: MakeReader, monkeypatch: pytest.MonkeyPatch, key: str, image: str
+) -> None:
+    """Each commit begins a new binlog file, whose first place is told for a snapshot before the commit is visible."""
+    monkeypatch.setattr("headrace.cdc.sources.mariadbplaces.QUIET_S", 0.2)
+    monkeypatch.setattr("headrace.cdc.sources.mysqlcopy.CHUNK_ROWS", 3)
+    own = MariaDBServer(mariadb_template, {"max-binlog-size": "4096", "binlog-row-image": image})
+    own.start()
+    run(own, "create database d", f"create table d.t (id int{key}, n int, pad text)")
+    over, failures = threading.Event(), list[BaseException]()
+
+    def write() -> None:
+        try:
+            with own.connect() as connection, connection.cursor() as cursor:
+                for number in range(1, 1 << 20):
+                    row = number % 5
+                    if number % 3:
+                        cursor.execute(f"update d.t set n = {number}, pad = repeat('x', 4900) where id = {row}")
+                    else:
+                        cursor.execute(f"delete from d.t where id = {row}")
+                        cursor.execute(f"insert into d.t values ({row}, {number}, repeat('y', 5000))")
+                    if over.is_set():
+                        return
+        except BaseException as error:  # noqa: BLE001  # told by the test
+            failures.append(error)
+
+    rows: dict[int, Any] = {}
+    before: dict[int, Any] = {}
+
+    def fold() -> None:
+        """Without a key a copy begins with a truncate, and has each row as it was just before."""
+        nonlocal rows, before
+        for change in r.changes:
+            if change.op == "truncate":
+                before, rows = rows, {}
+                continue
+            if change.op == "read":
+                known = rows if key else before
+                assert change.after == known.get(change.after[0]), f"{change.id} is of another time than the stream"
+            former = (None,) * 3 if change.before is None else rows.pop(change.before[0])
+            if change.after is not None:
+                both = zip(change.after, former, strict=True)
+                rows[change.after[0]] = tuple(old if repr(new) == "UNCHANGED" else new for new, old in both)
+        r.changes.clear()
+
+    def is_whole() -> bool:
+        fold()
+        return rows == wanted
+
+    writer = threading.Thread(target=write)
+    try:
+        r = await reader(dsn(own), "d")
+        await until_streaming(r)
+        writer.start()
+        for _ in range(12 if key else 3):
+            await r.source.snapshot(["d.t"], "")
+            await r.until(lambda: r.source.status().asked[-1]["is_done"])
+            fold()
+        over.set()
+        await asyncio.to_thread(writer.join)
+        assert not failures
+        wanted = {row[0]: row for row in run(own, "select id, n, pad from d.t")}
+        await r.until(is_whole)
+    finally:
+        over.set()
         own.remove()

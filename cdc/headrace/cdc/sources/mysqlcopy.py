@@ -3,11 +3,14 @@
 Each chunk is read in a transaction of its own, ``START TRANSACTION WITH CONSISTENT SNAPSHOT``, and goes into the log once the stream has passed the
 place of that moment, without the keys that the stream has changed behind it (design P6).
 
-MariaDB says the place exactly (status ``Binlog_snapshot_file`` and ``_position``): what stands before it is visible, what stands behind it isn't.
+MariaDB says the place (status ``Binlog_snapshot_file`` and ``_position``): what stands behind it isn't visible, and what stands before it is where
+a transaction ends there. Elsewhere the newest ones before it may be either (mariadbplaces.py).
 
 MySQL writes a transaction to its binlog, then makes it visible, then adds its id to ``gtid_executed``. What is in that set before the snapshot is
-visible, and what is behind the binlog's end after it isn't. The transactions between these two, of about a millisecond, may be either. Their keys
-come from the stream too, which is right in both cases; only if it sends a part of their row, the chunk is read again.
+visible, and what is behind the binlog's end after it isn't. The transactions between these two, of about a millisecond, may be either.
+
+Of transactions that may be either the keys come from the stream, which is right in both cases; only if it sends a part of their row, the chunk
+is read again.
 
 Both write to the binlog before a transaction is visible, and semi-synchronous replication may wait between the two. So a chunk also must see what
 the stream had delivered before it was begun; if it doesn't, it is read again.
@@ -31,7 +34,9 @@ from headrace.cdc.decode.gtid import MariaDBGtids, MySQLGtidSet
 from headrace.cdc.decode.tableversion import TableVersion, schema_changes, shape, versioned
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import UNCHANGED, Change, Row, TableSchema, key_text
+from headrace.cdc.sources import mariadbplaces
 from headrace.cdc.sources.ending import end
+from headrace.cdc.sources.mariadbplaces import NOTHING, MariaDBPlaces, Order, Waits
 from headrace.cdc.sources.mysqlserver import MySQLServer, shut_down
 from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name, read_collations, read_table
 from headrace.cdc.sources.mysqlwhole import TableBusy, WholeTable
@@ -46,6 +51,8 @@ _NOTED_CHANGES = 50_000
 _RETRY_S = 0.05
 _BUSY_RETRY_S = 2.0
 _ASKED_SHOWN = 20
+_DOUBTS = 3
+"""So often a table without a key is read in vain at MariaDB before it is locked for the moment of the snapshot, as at MySQL."""
 _CHANGED = (1054, 1146, 1412)
 """Unknown column, no such table, table definition has changed: the table isn't what it was a moment ago."""
 
@@ -86,7 +93,9 @@ class _Noted(msgspec.Struct):
 
 
 class _Chunk(msgspec.Struct):
-    """place: what stands behind it isn't in the rows. visible: what is in them for certain, None: everything before place."""
+    """place: what stands behind it isn't in the rows. What is in them for certain: at MySQL visible, at MariaDB what stands before certain, to be
+    told from when the place was told (monotonic seconds) and from what waited then.
+    """
 
     table: CopiedTable
     rows: list[Row]
@@ -96,10 +105,13 @@ class _Chunk(msgspec.Struct):
     time_us: int
     again_count: int
     visible: MySQLGtidSet | None
+    told_s: float
+    waits: Waits
+    certain: Order = NOTHING
 
     def may_lack(self, noted: _Noted) -> bool:
         if self.visible is None:
-            return order_of(noted.place) > order_of(self.place)
+            return order_of(noted.place) > self.certain
         source, _, number = noted.gtid.rpartition(":")
         return not source or not self.visible.has(source, int(number))
 
@@ -137,6 +149,10 @@ class MySQLCopier:
         self._collations: dict[str, int] = {}
         self._noted: list[_Noted] = []
         self._count = 0
+        self._noted_of: TableCopy | None = None
+        self._noted_since = NOTHING
+        self._places = MariaDBPlaces()
+        self._doubts = 0
         self._delivered: BinlogPlace | None = None
         self._before: tuple[BinlogPlace | None, Gtids | None] = (None, None)
         self._task: asyncio.Task[_Chunk | WholeTable | None] | None = None
@@ -212,10 +228,21 @@ class MySQLCopier:
         if not self._began:
             self._began = time.monotonic()
             self._rows_at_begin = sum(each.rows for each in self._copies)
-        self._noted, self._count = [], 0
+        self._open_window(copy)
         self._before = (self._delivered, gtids)
         self._task = asyncio.create_task(self._read(copy))
         self._task.add_done_callback(self._was_read)
+
+    def _open_window(self, copy: TableCopy) -> None:
+        """Forget what was noted of before, but not what a snapshot of MariaDB may still lack."""
+        self._places.open()
+        if self._is_mariadb and self._noted_of is copy and self._count <= _NOTED_CHANGES:
+            certain = self._places.certain(time.monotonic())
+            self._noted = [noted for noted in self._noted if order_of(noted.place) > certain]
+            self._count = sum(len(noted.changes) for noted in self._noted)
+        else:
+            self._noted, self._count, self._noted_of = [], 0, copy
+            self._noted_since = (0, 0) if self._delivered is None else order_of(self._delivered)
 
     def _rest(self) -> None:
         """Nothing is left. What a person asked for is over; of the first copy the tables stay known."""
@@ -239,6 +266,8 @@ class MySQLCopier:
         if copy is None:
             return
         for transaction in transactions:
+            if self._is_mariadb and not transaction.is_part:
+                self._places.delivered(transaction.place)
             changes = [
                 change
                 for change in transaction.changes
@@ -287,13 +316,16 @@ class MySQLCopier:
             return [], 0
         self._say("")
         if isinstance(chunk, WholeTable):
-            if chunk.is_spoiled or (self._is_mariadb and self._is_early(chunk.place, None)):
+            if chunk.is_spoiled or (self._is_mariadb and not self._is_whole(chunk)):
                 self._again(_RETRY_S)
             else:
+                self._doubts = 0
                 self._task = None
                 self._parts, self._is_first_part = chunk.parts(), True
             return [], 0
-        if self._is_early(chunk.place, chunk.visible):
+        if self._is_mariadb:
+            chunk.certain = self._places.visible(chunk.place, chunk.told_s, chunk.waits)
+        if self._is_early(chunk.place, chunk.visible) or (self._is_mariadb and chunk.certain < self._noted_since):
             self._again(_RETRY_S)
             return [], 0
         self._task = None
@@ -322,6 +354,17 @@ class MySQLCopier:
         if visible is None:
             return delivered is not None and order_of(delivered) > order_of(place)
         return isinstance(gtids, MySQLGtidSet) and not gtids <= visible
+
+    def _is_whole(self, whole: WholeTable) -> bool:
+        """Whether what MariaDB's snapshot has of this table is known: no key tells which of its rows the stream has touched."""
+        assert whole.place is not None
+        if whole.probe is not None:
+            self._places.told(*whole.probe)
+        certain = self._places.visible(whole.place, whole.told_s, whole.waits)
+        if certain >= max(self._noted_since, whole.newest_before) or whole.is_locked:
+            return not self._is_early(whole.place, None)
+        self._doubts += 1
+        return False
 
     def _again(self, pause_s: float) -> None:
         """Forget what was read, and begin at where the log is after a pause."""
@@ -421,8 +464,7 @@ class MySQLCopier:
         return read if after is not None and after.schema == table.schema else None
 
     async def _read_chunk(self, table: CopiedTable, copy: TableCopy) -> _Chunk:
-        self._selecting = asyncio.get_running_loop().run_in_executor(None, self._select, table, copy)
-        chunk: _Chunk = await asyncio.shield(self._selecting)
+        chunk: _Chunk = await self._in_thread(self._select, table, copy)
         return chunk
 
     async def _read_whole(self, table: CopiedTable) -> WholeTable:
@@ -434,19 +476,37 @@ class MySQLCopier:
                 f"sources.{self._source}.exclude",
             )
         whole = self._whole = WholeTable(table, self._folder)
+        self._noted_of = None  # from here on the whole table takes the notes
         for noted in self._noted:
             whole.note(noted.place, noted.changes)
         if self._count > _NOTED_CHANGES:
             raise TableBusy(table.schema.name)
-        self._selecting = asyncio.get_running_loop().run_in_executor(None, self._select_whole, whole)
-        await asyncio.shield(self._selecting)
+        whole.is_locked = not self._is_mariadb or self._doubts >= _DOUBTS
+        if not whole.is_locked and self._places.certain(time.monotonic()) < self._noted_since:
+            # An idle server has no place that is exact, and a table of any size isn't read for nothing.
+            whole.probe = await self._in_thread(self._probe)
+            await asyncio.sleep(mariadbplaces.QUIET_S)
+        await self._in_thread(self._select_whole, whole)
         return whole
+
+    async def _in_thread(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        self._selecting = asyncio.get_running_loop().run_in_executor(None, read, *arguments)
+        return await asyncio.shield(self._selecting)
+
+    def _probe(self) -> tuple[BinlogPlace, float, Waits]:
+        if self._connection is None or not self._connection.open:
+            self._connection = self._server.raw_connection()
+        with self._connection.cursor() as cursor:
+            told = mariadb_snapshot(cursor)
+            cursor.execute("rollback")
+        return told
 
     def _select_whole(self, whole: WholeTable) -> None:
         if self._connection is None or not self._connection.open:
             self._connection = self._server.raw_connection()
-        locker = None if self._is_mariadb else self._server.raw_connection
-        whole.read(self._connection, locker, _exact_place if self._is_mariadb else _end_of_binlog, source=self._source)
+        locker = self._server.raw_connection if whole.is_locked else None
+        snapshot = mariadb_snapshot if self._is_mariadb else _mysql_snapshot
+        whole.read(self._connection, locker, snapshot, source=self._source)
 
     def _select(self, table: CopiedTable, copy: TableCopy) -> _Chunk:
         if self._connection is None or not self._connection.open:
@@ -474,10 +534,8 @@ class MySQLCopier:
             if not self._is_mariadb:
                 cursor.execute("select @@global.gtid_executed")
                 visible = MySQLGtidSet.parse(cursor.fetchone()[0].decode())
-            cursor.execute("set transaction isolation level repeatable read")
-            cursor.execute("start transaction with consistent snapshot, read only")
             try:
-                place = _exact_place(cursor) if visible is None else _end_of_binlog(cursor)
+                place, told_s, waits = (mariadb_snapshot if visible is None else _mysql_snapshot)(cursor)
                 cursor.execute(f"{select} limit %s", (*arguments, limit))
                 found = cursor.fetchall()
             finally:
@@ -495,6 +553,8 @@ class MySQLCopier:
             int(time.time() * 1_000_000),
             len(again),
             visible,
+            told_s,
+            waits,
         )
 
     def progress(self) -> dict[str, Any] | None:
@@ -531,15 +591,37 @@ class MySQLCopier:
         self._close_whole()
 
 
-def _exact_place(cursor: Any) -> BinlogPlace:
-    """Of the snapshot that MariaDB has just made."""
-    cursor.execute("show status like 'binlog_snapshot_%'")
-    status = {row[0].decode().lower(): row[1].decode() for row in cursor.fetchall()}
-    return BinlogPlace(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"]))
+def mariadb_snapshot(cursor: Any) -> tuple[BinlogPlace, float, Waits]:
+    """Make a snapshot; its place, when that was told, and what waited just before."""
+    while True:
+        cursor.execute("show global status like 'rpl_semi_sync_master%'")
+        counts = {row[0].decode().lower(): row[1].decode() for row in cursor.fetchall()}
+        waits = tuple(
+            [int(counts.get(f"rpl_semi_sync_master_{name}", 0)) for name in ("wait_sessions", "yes_tx", "no_tx")]
+        )
+        _begin(cursor)
+        cursor.execute("show status like 'binlog_snapshot_%'")
+        told_s = time.monotonic()
+        status = {row[0].decode().lower(): row[1].decode() for row in cursor.fetchall()}
+        place = BinlogPlace(status["binlog_snapshot_file"], int(status["binlog_snapshot_position"]))
+        if order_of(place) <= order_of(_end_of_binlog(cursor)):
+            return place, told_s, waits
+        # For a moment, an offset of the file before under the name of a new one.
+        cursor.execute("rollback")
+
+
+def _mysql_snapshot(cursor: Any) -> tuple[BinlogPlace, float, Waits]:
+    _begin(cursor)
+    return _end_of_binlog(cursor), time.monotonic(), ()
+
+
+def _begin(cursor: Any) -> None:
+    cursor.execute("set transaction isolation level repeatable read")
+    cursor.execute("start transaction with consistent snapshot, read only")
 
 
 def _end_of_binlog(cursor: Any) -> BinlogPlace:
-    """Now, at MySQL; the statement has two names."""
+    """Now; the statement has two names."""
     try:
         cursor.execute("show binary log status")
     except pymysql.err.ProgrammingError:
@@ -548,4 +630,4 @@ def _end_of_binlog(cursor: Any) -> BinlogPlace:
     return BinlogPlace(file.decode(), int(offset))
 
 
-__all__ = ["MySQLCopier", "TableCopy"]
+__all__ = ["MySQLCopier", "TableCopy", "mariadb_snapshot"]

@@ -2,7 +2,8 @@
 
 What makes SELECT and stream fit together is one place in the binlog: what stands before it is in the rows, what stands behind it isn't.
 
-- MariaDB says the place of a snapshot exactly.
+- MariaDB says the place of a snapshot, exactly or not (mariadbplaces.py). If not, and a transaction in doubt has touched the table, it is read
+  again, in the end as at MySQL.
 - MySQL doesn't. ``LOCK TABLES t READ`` is granted once every transaction that wrote to the table is over, visible and in the binlog. While it is
   held, for two statements, the snapshot is made and the binlog's end read. Who waits for that lock makes later writers wait behind him, so
   he gives up after LOCK_WAIT_S and tries again.
@@ -21,6 +22,7 @@ from headrace.cdc.decode.binlog import BinlogPlace, order_of
 from headrace.cdc.decode.tableversion import shape
 from headrace.cdc.errors import SourceRefused
 from headrace.cdc.event import UNCHANGED, Change, Row
+from headrace.cdc.sources.mariadbplaces import NOTHING, Waits
 from headrace.cdc.sources.mysqltable import CopiedTable, quoted_name
 from headrace.cdc.sources.pgwindow import NOTED_CHANGES
 from headrace.cdc.sources.wholerows import BLOCK_ROWS, RowFile, RowsSince
@@ -44,6 +46,13 @@ class WholeTable:
         self.table = table
         self.place: BinlogPlace | None = None
         self.time_us = 0
+        self.told_s = 0.0
+        self.waits: Waits = ()
+        self.is_locked = False
+        self.probe: tuple[BinlogPlace, float, Waits] | None = None
+        """What another snapshot was told, before."""
+        self.newest_before = NOTHING
+        """Of the transactions that were noted and stand before ``place``."""
         self._rows = RowFile(folder)
         self._since = RowsSince(folder)
         self._early: list[tuple[BinlogPlace, list[Change]]] = []
@@ -63,7 +72,10 @@ class WholeTable:
     def _sort_early(self, snapshot: BinlogPlace) -> None:
         early, self._early, self._early_count = self._early, [], 0
         for place, changes in early:
-            if order_of(place) <= order_of(snapshot) or self._is_spoiled:
+            if order_of(place) <= order_of(snapshot):
+                self.newest_before = max(self.newest_before, order_of(place))
+                continue
+            if self._is_spoiled:
                 continue
             for change in changes:
                 # A part of a row can't be told from the other rows that have the same.
@@ -85,21 +97,24 @@ class WholeTable:
         return self._is_spoiled
 
     def read(
-        self, connection: Any, locker: Callable[[], Any] | None, place_of: Callable[[Any], BinlogPlace], *, source: str
+        self,
+        connection: Any,
+        locker: Callable[[], Any] | None,
+        snapshot: Callable[[Any], tuple[BinlogPlace, float, Waits]],
+        *,
+        source: str,
     ) -> None:
         """Read the table into the file, over a connection of its own.
 
-        locker: makes the connection that locks, where the server doesn't say the snapshot's place. place_of: asks for it. Raises PyMySQL's
+        locker: makes the connection that locks, where the snapshot's place isn't to be had otherwise. snapshot: makes it. Raises PyMySQL's
         errors, OSError of the folder, TableBusy, and SourceRefused where the user may not lock the table.
         """
         schema = self.table.schema
         name = quoted_name(schema.schema, schema.table)
         with connection.cursor() as cursor:
-            cursor.execute("set transaction isolation level repeatable read")
             lock = None if locker is None else _locked(locker, name, schema.name, source)
             try:
-                cursor.execute("start transaction with consistent snapshot, read only")
-                self.place = place_of(cursor)
+                self.place, self.told_s, self.waits = snapshot(cursor)
             finally:
                 if lock is not None:
                     lock._force_close()
