@@ -16,7 +16,7 @@ from collections import deque
 
 from headrace.cdc.decode.binlog import BinlogPlace, order_of
 
-QUIET_S = 0.5
+QUIET_S = 0.25
 
 _ENDS = 50_000
 """A snapshot is made near the beginning of its window, or where the stream lags behind near its end."""
