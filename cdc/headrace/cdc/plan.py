@@ -1,7 +1,8 @@
-"""The tracking plan that ``pipeline.plan`` names, read and checked."""
+"""The tracking plan that ``pipeline.plan`` names, read and checked. Its library is only for those who have one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,9 +18,13 @@ def read_plan(config: Config) -> Plan | None:
     """None when none is configured. Raises ConfigError with every schema that is none."""
     if config.pipeline.plan is None:
         return None
-    from headrace.cdc.process.validate import Plan, PlanFile  # its library is only for those who have a plan
+    return read_plan_file(config.path(config.pipeline.plan))
 
-    path = config.path(config.pipeline.plan)
+
+def read_plan_file(path: Path) -> Plan:
+    """Raises ConfigError with every schema that is none."""
+    from headrace.cdc.process.validate import Plan, PlanFile
+
     try:
         return Plan(msgspec.convert(read_mapping(path), PlanFile))
     except (msgspec.ValidationError, ValueError) as error:
@@ -30,4 +35,4 @@ def read_plan(config: Config) -> Plan | None:
         ) from error
 
 
-__all__ = ["read_plan"]
+__all__ = ["read_plan", "read_plan_file"]

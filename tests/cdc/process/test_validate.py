@@ -49,7 +49,7 @@ def test_a_verdict_may_be_to_let_it_pass() -> None:
     made = event({"total": "x"})
     judging = plan(violation="pass")
     assert judging.judge(made) is made
-    assert judging.violations == {"pass": 1, "strip": 0, "quarantine": 0}
+    assert judging.violations == {"pass": 1, "strip": 0, "quarantine": 0, "shadow": 0}
 
 
 def test_a_verdict_may_be_to_strip_what_is_at_fault_if_the_rest_then_fits() -> None:
@@ -60,7 +60,7 @@ def test_a_verdict_may_be_to_strip_what_is_at_fault_if_the_rest_then_fits() -> N
     assert isinstance(judging.judge(event({"order_id": 5, "total": 1})), Refusal), (
         "without it a required one is missing"
     )
-    assert judging.violations == {"pass": 0, "strip": 1, "quarantine": 1}
+    assert judging.violations == {"pass": 0, "strip": 1, "quarantine": 1, "shadow": 0}
 
 
 def test_an_event_may_have_a_verdict_of_its_own() -> None:
@@ -75,6 +75,26 @@ def test_unplanned_track_events_pass_or_not_and_other_kinds_need_no_plan() -> No
     assert isinstance(judged, Refusal)
     assert judged.reason == "unplanned"
     assert isinstance(strict.judge(event({}, name="identify", kind="identify")), CustomerEvent)
+
+
+def test_in_shadow_everything_passes_and_what_would_not_have_is_counted() -> None:
+    judging = plan(shadow=True, violation="strip", unplanned="quarantine")
+    for made in (event({"total": "x"}), event({"order_id": "1", "extra": 1}), event({}, name="Other")):
+        assert judging.judge(made) is made
+    assert judging.violations == {"pass": 0, "strip": 0, "quarantine": 0, "shadow": 3}
+
+
+def test_an_event_that_says_its_version_is_held_to_that_one() -> None:
+    judging = plan(track={"A": {"schema": {"required": ["old"]}, "versions": {"2": {"required": ["new"]}}}})
+
+    def fits(properties: dict[str, Any], context: Any) -> bool:
+        made = msgspec.structs.replace(event(properties, name="A"), context=msgspec.json.encode(context))
+        return isinstance(judging.judge(made), CustomerEvent)
+
+    second = {"protocols": {"event_version": 2}}
+    assert fits({"new": 1}, second) and not fits({"old": 1}, second)
+    for other in ({}, {"protocols": {"event_version": "7"}}, {"protocols": None}):
+        assert fits({"old": 1}, other) and not fits({"new": 1}, other)
 
 
 @pytest.mark.parametrize("kind", ["identify", "page", "screen", "group"])
@@ -104,7 +124,7 @@ def test_a_plan_is_read_from_its_file_and_its_mistakes_are_words(tmp_path: Path)
         read_plan(config)
     for text, problem in (
         ("track: {A: {schema: {type: nonsense}}}", "track.A.schema: "),
-        ("track: {A: {}}", "missing required field `schema`"),
+        ("track: {A: {}}", "it has neither a schema nor versions"),
         ("trakc: {}", "unknown field `trakc`"),
         ("[]", "Expected `object`"),
     ):
