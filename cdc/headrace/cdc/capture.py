@@ -136,7 +136,10 @@ class Capture:
             else:
                 events = self._normaliser.events(batch.changes, received_us)
                 if self._pipeline is not None:
-                    events = self._passed(self._pipeline, events, is_part=batch.is_part)
+                    if self._pipeline.waits:
+                        events = await asyncio.to_thread(self._passed, self._pipeline, events, is_part=batch.is_part)
+                    else:
+                        events = self._passed(self._pipeline, events, is_part=batch.is_part)
             if batch.is_part:
                 append: asyncio.Task[object] = asyncio.create_task(self._log.stage(events, source=source.name))
             else:
@@ -157,6 +160,7 @@ class Capture:
 
         Raises SourceRefused when more of one transaction is set aside than memory should hold.
         """
+        pipeline.begin()
         passed = pipeline.many(events, self._held)
         self._held = []
         for event, refusal in passed.refused:

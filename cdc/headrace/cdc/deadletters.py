@@ -6,6 +6,7 @@ makes of it what it would make of it today: after a fix, a raised limit, a newer
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Final, Protocol
 
@@ -126,7 +127,7 @@ class DeadLetters:
         kept = event_of(stored.letter)
         if kept is None or kept[0].sdk is not None:
             return False  # of an application's source that doesn't run now
-        passed = kept[0] if self._pipeline is None else self._pipeline.one(kept[0])
+        passed = kept[0] if self._pipeline is None else await asyncio.to_thread(self._pipeline.one, kept[0])
         if isinstance(passed, Refusal):
             return False
         # One append takes the event in and the letter out, so a crash can't double it. The row's source keeps its own place.

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.cdc.config import Config, TransformConfig
+from headrace.cdc.config import Config, EventConfig, TransformConfig
+from headrace.cdc.enrich.knowledge import Knowledge
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.pipeline_config import PYTHON_PATTERN
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from headrace.cdc.process.transform import Step
 
 
-def build_pipeline(config: Config) -> Pipeline | None:
-    """None when nothing is configured. Raises ConfigError with every mistake, each with its path."""
+def build_pipeline(config: Config, knowledge: Knowledge | None = None) -> Pipeline | None:
+    """None when nothing is configured. knowledge: gets what the steps share, for whoever feeds and closes it. Raises ConfigError with every mistake, each with its path."""
     pipeline = config.pipeline
     if not pipeline.transforms and not config.privacy.events and config.privacy.consent is None:
         return None
@@ -36,8 +37,9 @@ def build_pipeline(config: Config) -> Pipeline | None:
     except Problems as found:
         problems += [f"privacy.{line}" for line in found.lines]
     steps: list[Step] = []
+    knowledge = knowledge or Knowledge()
     for number, transform in enumerate(pipeline.transforms):
-        step = _step(config, transform, f"pipeline.transforms[{number}]", problems)
+        step = _step(config, transform, f"pipeline.transforms[{number}]", problems, knowledge)
         if step is not None:
             steps.append(step)
     if problems:
@@ -47,11 +49,13 @@ def build_pipeline(config: Config) -> Pipeline | None:
             problems=tuple(problems),
             advice="correct the named steps; docs/pipeline.md shows each",
         )
-    return Pipeline(steps, privacy)
+    return Pipeline(steps, privacy, knowledge)
 
 
-def _step(config: Config, transform: TransformConfig | str, place: str, problems: list[str]) -> Step | None:
-    from headrace.cdc.process.transform import Problems, compile_step, compile_when
+def _step(
+    config: Config, transform: TransformConfig | str, place: str, problems: list[str], knowledge: Knowledge
+) -> Step | None:
+    from headrace.cdc.process.transform import Problems, compile_step, compile_when, only
     from headrace.cdc.process.transform_python import python_step
 
     if isinstance(transform, str):
@@ -60,9 +64,14 @@ def _step(config: Config, transform: TransformConfig | str, place: str, problems
             return None
         transform = TransformConfig(python=transform)
     try:
+        when = compile_when(transform.when)
+        if transform.parse or transform.locate or transform.lookup or transform.fetch:
+            return only(when, _enriching(config, transform, knowledge))
         if transform.python is None:
             return compile_step(transform)
-        when = compile_when(transform.when)
+    except ValueError as error:
+        problems.append(f"{place}: {error}")
+        return None
     except Problems as found:
         problems += [f"{place}.{line}" for line in found.lines]
         return None
@@ -73,6 +82,53 @@ def _step(config: Config, transform: TransformConfig | str, place: str, problems
         problems.append(f"{place}: {error}")
         return None
     return python_step(function, file=str(config.path(file)), name=name, when=when)
+
+
+def _enriching(config: Config, transform: TransformConfig, knowledge: Knowledge) -> Step:
+    """Raises Problems; ValueError for a file or a library that isn't there."""
+    from headrace.cdc.process import enrich
+    from headrace.cdc.process.transform import Problems, in_turn
+
+    if transform.parse:
+        steps: list[Step] = []
+        if "campaign" in transform.parse:
+            steps.append(enrich.campaign_step())
+        if "user_agent" in transform.parse:
+            if importlib.util.find_spec("ua_parser") is None:
+                raise ValueError("user_agent needs the extra: pip install 'headrace[enrich]'")
+            from headrace.cdc.enrich.agents import agent
+
+            steps.append(enrich.agent_step(agent))
+        return in_turn(steps)
+    if transform.locate is not None:
+        from headrace.cdc.enrich.geo import locator
+
+        return enrich.location_step(locator(config.path(transform.locate)))
+    if transform.lookup is not None:
+        from headrace.cdc.enrich.mirror import Lookup, TableMirror
+
+        mirror = knowledge.mirror = knowledge.mirror or TableMirror(config.path(config.pipeline.lookups))
+        lookup = Lookup(transform.lookup.table, tuple(transform.lookup.by), tuple(transform.lookup.columns))
+        schema, _, table = lookup.table.partition(".")
+        hidden = config.events.get(lookup.table, EventConfig()).columns
+        lost = [
+            column for column in (*lookup.by, *lookup.columns) if hidden.hides(column) and column not in hidden.hash
+        ]
+        if lost:
+            raise Problems([f"lookup: {schema}.{table} is captured without {', '.join(lost)}"])
+        mirror.add(lookup)
+        return enrich.lookup_step(transform.lookup, lambda values: mirror.get(lookup, values))
+    from headrace.cdc.enrich.fetch import Fetcher
+
+    fetch = transform.fetch
+    assert fetch is not None
+    fetcher = knowledge.fetcher = knowledge.fetcher or Fetcher()
+    service = fetch.url.partition("{")[0]
+
+    def get(url: str) -> Any:
+        return fetcher.get(url, headers=fetch.headers, service=service, timeout_s=fetch.timeout.s, ttl_s=fetch.ttl.s)
+
+    return enrich.fetch_step(fetch, get)
 
 
 def load_function(path: Path, name: str) -> Callable[[Any], Any]:

@@ -7,11 +7,24 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from headrace.cdc.section import Section
+from headrace.cdc.section import Duration, Section
 
 _SHORTEST_SALT = 16
 PYTHON_PATTERN: Final = r"^.+\.py:[A-Za-z_][A-Za-z0-9_]*$"
-_ACTIONS: Final = ("name", "rename", "set", "remove", "keep", "drop", "sample", "python")
+_ACTIONS: Final = (
+    "name",
+    "rename",
+    "set",
+    "remove",
+    "keep",
+    "drop",
+    "sample",
+    "python",
+    "parse",
+    "locate",
+    "lookup",
+    "fetch",
+)
 
 
 class ColumnsConfig(Section, frozen=True):
@@ -148,6 +161,54 @@ class PrivacyConfig(Section, frozen=True):
         return "PrivacyConfig()"
 
 
+class LookupConfig(Section, frozen=True):
+    """A captured table's row, as it was when the event passed, put into the event. The source's server isn't asked."""
+
+    table: Annotated[
+        str, Meta(pattern=r"^[^.]+\..+$", description="SCHEMA.TABLE of a captured table with a primary key.")
+    ]
+    by: Annotated[
+        dict[str, str],
+        Meta(
+            min_length=1,
+            description="Column -> path of the value that it must have.",
+            examples=[{"sku": "properties.sku"}],
+        ),
+    ]
+    into: Annotated[
+        str, Meta(description="Path for the row; one that the event brought stays.", examples=["properties.product"])
+    ]
+    columns: Annotated[list[str], Meta(description="Only these columns of it.")] = msgspec.field(
+        default_factory=list[str]
+    )
+
+
+class FetchConfig(Section, frozen=True):
+    """The JSON that a service answers to GET, put into the event. Whoever is late or fails adds nothing."""
+
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^https?://",
+            description="Address; {PATH} in it is the event's value there.",
+            examples=["https://scores.example/v1/{user_id}"],
+        ),
+    ]
+    into: Annotated[
+        str, Meta(description="Path for the answer; one that the event brought stays.", examples=["context.score"])
+    ]
+    headers: Annotated[dict[str, str], Meta(description="Headers of the request, secrets by ${VARIABLE}.")] = (
+        msgspec.field(default_factory=dict[str, str])
+    )
+    timeout: Annotated[
+        Duration, Meta(description="An event waits so long for it; one append's events at most a second.")
+    ] = Duration.parse("150ms")
+    ttl: Annotated[Duration, Meta(description="How long an answer is good.")] = Duration.parse("10m")
+
+    def __repr__(self) -> str:
+        return "FetchConfig()"
+
+
 class TransformConfig(Section, frozen=True):
     """One step: exactly one thing to do, and to which events. A text in its place is ``python``."""
 
@@ -183,6 +244,22 @@ class TransformConfig(Section, frozen=True):
         ),
     ] = None
 
+    parse: Annotated[
+        list[Literal["campaign", "user_agent"]],
+        Meta(
+            description="campaign: context.campaign from the page's utm parameters; user_agent: context.browser, os and device from"
+            " context.userAgent. What the event says itself stays."
+        ),
+    ] = msgspec.field(default_factory=list[Literal["campaign", "user_agent"]])
+    locate: Annotated[
+        str | None,
+        Meta(
+            description="File in MaxMind's format: context.location from context.ip.", examples=["GeoLite2-City.mmdb"]
+        ),
+    ] = None
+    lookup: LookupConfig | None = None
+    fetch: FetchConfig | None = None
+
     def __post_init__(self) -> None:
         values = {word: getattr(self, word) for word in _ACTIONS}
         given = [word for word, value in values.items() if not (value is None or value is False or value in ([], {}))]
@@ -208,6 +285,7 @@ class PipelineConfig(Section, frozen=True):
             examples=[[{"rename": {"properties.mail": "properties.email"}}, "transforms.py:enrich"]],
         ),
     ] = msgspec.field(default_factory=list[TransformConfig | str])
+    lookups: Annotated[str, Meta(description="File that holds the rows which steps look up.")] = "headrace.lookups.db"
 
 
 class EventConfig(Section, frozen=True):
@@ -271,6 +349,8 @@ __all__ = [
     "ConsentConfig",
     "EventConfig",
     "EventPrivacyConfig",
+    "FetchConfig",
+    "LookupConfig",
     "PipelineConfig",
     "PrivacyConfig",
     "TransformConfig",

@@ -6,6 +6,7 @@ An event goes on, is dropped because a step says so, or is set aside with its re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -30,20 +31,40 @@ class Passed(msgspec.Struct):
     refused: list[tuple[CustomerEvent, Refusal]]
 
 
+class Waits(Protocol):
+    """What steps share that ask others (enrich/knowledge.py)."""
+
+    @property
+    def waits(self) -> bool: ...
+
+    def begin(self) -> None: ...
+
+
 class Pipeline:
     """The steps of one configuration. Holds no event.
 
     privacy: what comes before the plan, for events of SDKs and webhooks only.
     """
 
-    def __init__(self, steps: Sequence[Step], privacy: EventPrivacy | None = None) -> None:
+    def __init__(self, steps: Sequence[Step], privacy: EventPrivacy | None = None, shared: Waits | None = None) -> None:
         self._steps = tuple(steps)
         self.privacy = privacy
+        self._shared = shared
         self.counts = PipelineCounts()
 
     @property
     def has_steps(self) -> bool:
         return bool(self._steps)
+
+    @property
+    def waits(self) -> bool:
+        """A step may wait for somebody: run it in a thread, ``begin`` first."""
+        return self._shared is not None and self._shared.waits
+
+    def begin(self) -> None:
+        """What this thread gives it from here on came together."""
+        if self._shared is not None:
+            self._shared.begin()
 
     def one(self, event: CustomerEvent) -> CustomerEvent | Refusal | None:
         """The event as it goes on; why it doesn't; None when it is dropped."""

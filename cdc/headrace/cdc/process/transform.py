@@ -6,7 +6,7 @@ A step is compiled once, and every mistake in it is found then. Heartbeats and s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, TypeAlias, cast
 
@@ -51,6 +51,22 @@ def compile_when(config: TransformWhen) -> Callable[[Draft], bool] | None:
     if problems:
         raise Problems(problems)
     return when
+
+
+def only(when: Callable[[Draft], bool] | None, step: Step) -> Step:
+    """The step, for events that when concerns."""
+    return step if when is None else _only(when, step)
+
+
+def in_turn(steps: Sequence[Step]) -> Step:
+    """Several as one; none of them drops events."""
+
+    def each(draft: Draft) -> Draft | None:
+        for step in steps:
+            step(draft)
+        return draft
+
+    return each
 
 
 def _only(when: Callable[[Draft], bool], step: Step) -> Step:

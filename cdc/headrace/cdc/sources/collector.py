@@ -201,9 +201,14 @@ class Collector:
             return None
         return KINDS[call], call == "import"
 
-    @staticmethod
-    def is_small(body: bytes) -> bool:
-        return len(body) < SMALL_BYTES and not is_gzip(body)
+    def is_small(self, body: bytes) -> bool:
+        """Whether it may be read on the loop."""
+        return len(body) < SMALL_BYTES and not is_gzip(body) and not self.waits
+
+    @property
+    def waits(self) -> bool:
+        """A step of the pipeline may wait for somebody: not on the loop."""
+        return self._pipeline is not None and self._pipeline.waits
 
     @property
     def intake(self) -> Intake:
@@ -335,7 +340,7 @@ class Collector:
             asked.body = inflate(asked.body, limit) if is_small else await asyncio.to_thread(inflate, asked.body, limit)
             is_small = len(asked.body) < SMALL_BYTES
         try:
-            post = self.post(asked) if is_small else await asyncio.to_thread(self.post, asked)
+            post = self.post(asked) if is_small and not self.waits else await asyncio.to_thread(self.post, asked)
         except UnreadableRefused as refused:
             await self.stored(refused.post)
             raise
@@ -401,6 +406,8 @@ class Collector:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
         privacy = None if self._pipeline is None else self._pipeline.privacy
+        if self._pipeline is not None:
+            self._pipeline.begin()
         for raw, call in calls:
             if len(raw) > self._max_event:
                 found: Identified | Refusal = Refusal(

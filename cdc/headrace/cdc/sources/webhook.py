@@ -198,7 +198,9 @@ class WebhookSource:
                 raise UnsignedError(refusal)
         kept = {name: headers[name] for name in self._map.header_names if name in headers}
         came = Came(now_us, kept)
-        post = self._post(body, came) if len(body) < _SMALL_BYTES else await asyncio.to_thread(self._post, body, came)
+        waits = self._pipeline is not None and self._pipeline.waits
+        is_quick = len(body) < _SMALL_BYTES and not waits
+        post = self._post(body, came) if is_quick else await asyncio.to_thread(self._post, body, came)
         await self._stored(post)
 
     async def retry(self, stored: StoredLetter) -> bool:
@@ -251,6 +253,8 @@ class WebhookSource:
     def _post(self, body: bytes, came: Came) -> Post:
         taken: list[Taken] = []
         letters: list[DeadLetter] = []
+        if self._pipeline is not None:
+            self._pipeline.begin()
         found = self._map.read(body, came, _unique())
         privacy = None if self._pipeline is None else self._pipeline.privacy
         for raw, each, outcome in found:
