@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -482,6 +483,51 @@ class LogContract:
         assert len(await log.letters(limit=1000)) == 601
         await log.retain(1501)
         assert [each.letter for each in await log.letters()] == [letter(1, received_us=1500)]
+
+    @pytest.mark.parametrize("partitions", [1, 3])
+    async def test_what_is_erased_leaves_its_place_and_nothing_else(self, engine: Engine, partitions: int) -> None:
+        log = await engine.open(partitions=partitions)
+        made = [event(number, key=f"c{number % 4}") for number in range(40)]
+        row = made[0].row
+        assert row is not None
+        for start in range(0, 40, 8):
+            part = [
+                msgspec.structs.replace(
+                    each, row=msgspec.structs.replace(row, xid=start, is_last=each is made[start + 7])
+                )
+                for each in made[start : start + 8]
+            ]
+            await log.append(part, source="shop", state=b"s")
+        await log.stage([event(100, key="c1"), event(101, key="c2")], source="web")
+        await log.append([event(102, key="c3")], source="web", state=b"")
+        letters = [
+            DeadLetter("web", "r", "d", 1, b'{"userId":%s}' % msgspec.json.encode(name), b"")
+            for name in ("c1", "c2", 'd"1')
+        ]
+        await log.append([], source="web", state=b"", letters=letters)
+        before = {partition: await log.bounds(partition) for partition in range(partitions)}
+        assert await log.erase(frozenset({"c1", 'd"1', "nobody"})) == (11, 2)
+        after = {partition: await log.bounds(partition) for partition in range(partitions)}
+        assert after == before
+        found: list[CustomerEvent] = []
+        for partition in range(partitions):
+            found += await read_all(log, partition)
+        assert sorted(each.id for each in found) == sorted(
+            each.id for each in [*made, event(100), event(101), event(102)]
+        )
+        for each in found:
+            if each.id in {made[number].id for number in range(40) if number % 4 == 1} | {"e100"}:
+                assert (each.kind, each.key, each.properties, each.row) == ("heartbeat", None, b"{}", None)
+            else:
+                assert each.key != "c1" and each.row is not None
+        if partitions == 1:
+            rows = [each.row for each in found if each.row is not None]
+            assert [row.is_last for row in rows[:30]] == [number % 6 == 5 for number in range(30)]
+        assert [stored.letter.body for stored in await log.letters()] == [b'{"userId":"c2"}']
+        await log.append([event(200, key="c1")], source="shop", state=b"")
+        assert await log.erase(frozenset({"c1"})) == (1, 0), (
+            "what comes later is another matter, and is erased when asked again"
+        )
 
     async def test_closing_finishes_the_appends_under_way_and_twice_is_fine(self, engine: Engine) -> None:
         log = await engine.open()

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from headrace.cdc.capture import Capture
 from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer, Services
+from headrace.cdc.customers import Customers, Suppression
 from headrace.cdc.deadletters import DeadLetters
 from headrace.cdc.enrich.knowledge import Knowledge
 from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
@@ -61,6 +62,8 @@ class Application:
         metrics.watch_log(log)
         try:
             services = Services(self._config, log, self._registry)
+            suppression = Suppression(log)
+            await suppression.load()
             consumers = self._consumers(services)
             if knowledge.mirror is not None:
                 from headrace.cdc.enrich.mirror import MirrorFeeder  # only for those who look something up
@@ -71,16 +74,19 @@ class Application:
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
                 if hasattr(source, "routes"):
-                    source.attach(log, self._registry, metrics.appended, plan, pipeline)
+                    source.attach(log, self._registry, metrics.appended, plan, pipeline, suppression)
                     self._pushed.append(source)
                     continue
-                normaliser = Normaliser(name, self._config.events, self._config.privacy.salt)
+                normaliser = Normaliser(
+                    name, self._config.events, self._config.privacy.salt, self._config.privacy.key_id
+                )
                 steps = pipeline if pipeline is not None and pipeline.has_steps else None
                 self._captures.append(Capture(source, normaliser, log, metrics, steps))
             _check_paths(self._pushed)
             metrics.watch_sources(self.source_status)
             if pipeline is not None:
                 metrics.watch_pipeline(lambda: (pipeline.counts.dropped, pipeline.counts.set_aside))
+            metrics.watch_suppression(lambda: (suppression.count, suppression.refused))
             server = WebServer(
                 self._config.server,
                 consumers=consumers,
@@ -91,6 +97,7 @@ class Application:
                 snapshot=self._snapshot,
                 pushed=self._pushed,
                 letters=DeadLetters(log, self._pushed, pipeline),
+                customers=Customers(log, self._config, suppression),
             )
             await server.start()
             try:

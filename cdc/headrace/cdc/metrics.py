@@ -88,6 +88,22 @@ class CaptureMetrics:
         """Show at each scrape how many events the pipeline's steps have dropped and set aside. counts: cheap, no I/O."""
         self._registry.register(_PipelineCollector(counts))
 
+    def watch_suppression(self, counts: Callable[[], tuple[int, int]]) -> None:
+        """Show at each scrape how many customers are suppressed, and how many events of theirs were refused. counts: cheap, no I/O."""
+        self._registry.register(_SuppressionCollector(counts))
+
+
+class _SuppressionCollector(Collector):
+    def __init__(self, counts: Callable[[], tuple[int, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        count, refused = self._counts()
+        yield GaugeMetricFamily("headrace_suppressed_customers", "Customers whose events are refused.", value=count)
+        yield CounterMetricFamily(
+            "headrace_suppressed_events", "Events of suppressed customers, answered and forgotten.", value=refused
+        )
+
 
 class _PipelineCollector(Collector):
     def __init__(self, counts: Callable[[], tuple[int, int]]) -> None:

@@ -144,6 +144,20 @@ class PrivacyConfig(Section, frozen=True):
             examples=["${SALT}"],
         ),
     ] = ""
+    key_id: Annotated[
+        str,
+        Meta(
+            pattern="^[A-Za-z0-9_-]{0,16}$",
+            description="Name of the salt: hashes then are key_id:DIGITS. Give another salt another one, and name the old one under former.",
+        ),
+    ] = ""
+    former: Annotated[
+        dict[str, str],
+        Meta(
+            description='key_id -> salt of former times ("" for one without), by which "headrace customer" finds older hashes.',
+            examples=[{"2025": "${OLD_SALT}"}],
+        ),
+    ] = msgspec.field(default_factory=dict[str, str])
     events: Annotated[
         list[EventPrivacyConfig],
         Meta(
@@ -156,6 +170,12 @@ class PrivacyConfig(Section, frozen=True):
     def __post_init__(self) -> None:
         if self.salt and len(self.salt) < _SHORTEST_SALT:
             raise ValueError(f"salt needs at least {_SHORTEST_SALT} characters: short ones are guessed")
+        if self.key_id in self.former and self.salt:
+            raise ValueError(f'former has the key_id "{self.key_id}" that salt has now; give the new salt another one')
+
+    def salts(self) -> list[tuple[str, str]]:
+        """key_id and salt, the one of today first."""
+        return [*([(self.key_id, self.salt)] if self.salt else []), *self.former.items()]
 
     def __repr__(self) -> str:
         return "PrivacyConfig()"
@@ -202,8 +222,10 @@ class FetchConfig(Section, frozen=True):
     )
     timeout: Annotated[
         Duration, Meta(description="An event waits so long for it; one append's events at most a second.")
-    ] = Duration.parse("150ms")
-    ttl: Annotated[Duration, Meta(description="How long an answer is good.")] = Duration.parse("10m")
+    ] = msgspec.field(default_factory=lambda: Duration.parse("150ms"))
+    ttl: Annotated[Duration, Meta(description="How long an answer is good.")] = msgspec.field(
+        default_factory=lambda: Duration.parse("10m")
+    )
 
     def __repr__(self) -> str:
         return "FetchConfig()"

@@ -8,6 +8,7 @@
     GET /metrics     Prometheus text format
     GET /v1/status   JSON, what "headrace status" prints
     POST /v1/sources/NAME/snapshot   {"tables": [...], "where": "..."}: copy rows again, as "headrace snapshot" does
+    POST /v1/customers/{suppress,allow,erase}           what "headrace customer" asks of it
     POST /v1/deadletters/drop, /v1/deadletters/retry    what "headrace deadletter" asks of the running process
 
 With any token set, every other route wants one. Without tokens the server binds to loopback only and answers requests only that
@@ -36,6 +37,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from headrace.cdc.auth import Tokens, is_local_host
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
+from headrace.cdc.customers import Customers, CustomersAsked
 from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
 from headrace.cdc.listen import BACKLOG, ListenAddress, bind, is_loopback, reachable_url
@@ -79,6 +81,7 @@ class WebServer:
         clock: Callable[[], float] = time.time,
         pushed: Sequence[PushedSource] = (),
         letters: DeadLetters | None = None,
+        customers: Customers | None = None,
     ) -> None:
         """snapshot: asks a source, by name, to copy tables again. pushed: sources whose routes see to rights by themselves.
 
@@ -101,6 +104,7 @@ class WebServer:
                 )
         self._pushed = pushed
         self._letters = letters
+        self._customers = customers
         self._own_rights: set[object] = set()
         self._registry = registry
         self._ask_snapshot = snapshot
@@ -142,6 +146,8 @@ class WebServer:
                     web.post("/v1/deadletters/retry", self._retry_letters),
                 ]
             )
+        if self._customers is not None:
+            application.add_routes([web.post("/v1/customers/{action:suppress|allow|erase}", self._of_customers)])
         for source in self._pushed:
             routes = source.routes()
             self._own_rights |= {route.handler for route in routes}
@@ -267,6 +273,22 @@ class WebServer:
     async def _status(self, request: web.Request) -> web.Response:
         return json_response(await self._state.document())
 
+    async def _of_customers(self, request: web.Request) -> web.Response:
+        assert self._customers is not None
+        _hold_json(request)
+        try:
+            asked = msgspec.json.decode(await request.read(), type=CustomersAsked)
+        except msgspec.MsgspecError as error:
+            raise web.HTTPBadRequest(text='the body can\'t be used: send {"ids": ["..."]}') from error
+        match request.match_info["action"]:
+            case "suppress":
+                told = await self._customers.suppress(asked.ids)
+            case "allow":
+                told = await self._customers.allow(asked.ids)
+            case _:
+                told = await self._customers.erase(asked.ids)
+        return json_response(told)
+
     async def _drop_letters(self, request: web.Request) -> web.Response:
         assert self._letters is not None
         return json_response({"dropped": await self._letters.drop(await _selection(request))})
@@ -284,7 +306,14 @@ class WebServer:
         )
 
 
+def _hold_json(request: web.Request) -> None:
+    """A form of another web page could send any other type without asking first (CORS)."""
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="the body isn't application/json")
+
+
 async def _selection(request: web.Request) -> Selection:
+    _hold_json(request)
     try:
         return msgspec.json.decode(await request.read(), type=Selection)
     except msgspec.MsgspecError as error:

@@ -157,6 +157,13 @@ class EventLog(Protocol):
         """Forget dead letters; durable on return. Result: how many there were. An unknown id is fine."""
         ...
 
+    async def erase(self, ids: frozenset[str]) -> tuple[int, int]:
+        """Replace every event of these customers that is stored now by an empty heartbeat, and forget dead letters that name them.
+
+        Offsets stay. Result: how many events and dead letters. Works in steps between appends; one that was cut short is asked for again.
+        """
+        ...
+
     async def bounds(self, partition: int) -> Bounds: ...
 
     async def trim(self, partition: int, before: int, *, force: bool = False) -> int:

@@ -24,6 +24,7 @@ from headrace.cdc.log.base import (
     partition_of,
 )
 from headrace.cdc.log.codec import pack
+from headrace.cdc.log.erasing import erased, marks
 from headrace.cdc.log.lane import Chunk, Lane
 from headrace.cdc.log.rules import check_commit, check_epoch, check_partition, check_read, check_state
 from headrace.cdc.log.waiters import Waiters
@@ -187,6 +188,27 @@ class MemoryLog:
     async def source_state(self, source: str) -> bytes | None:
         self._check_open()
         return self._content.states.get(source)
+
+    async def erase(self, ids: frozenset[str]) -> tuple[int, int]:
+        """See EventLog.erase."""
+        self._check_open()
+        content = self._content
+        total = 0
+        for partition, lane in enumerate(content.lanes):
+            first = content.firsts[partition]
+            events, count = erased(lane.read(first, 1 << 62) if first < content.ends[partition] else (), ids)
+            if count:
+                total += count
+                content.lanes[partition] = Lane()
+                for chunk in _chunks(first, events):
+                    content.lanes[partition].add(chunk)
+        wanted = marks(ids)
+        gone = [
+            number
+            for number, letter in content.letters.items()
+            if any(mark in letter.body or mark in letter.context for mark in wanted)
+        ]
+        return total, await self.drop_letters(gone)
 
     async def bounds(self, partition: int) -> Bounds:
         check_partition(partition, self.partitions)

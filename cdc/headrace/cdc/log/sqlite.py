@@ -36,6 +36,7 @@ from headrace.cdc.log.lane import Chunk, Tails
 from headrace.cdc.log.locking import WriterLock
 from headrace.cdc.log.rules import check_commit, check_epoch, check_partition, check_read, check_state
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
+from headrace.cdc.log.sqlite_erase import Erase
 from headrace.cdc.log.sqlite_file import Identity, check_folder, explained, open_reader, open_writer
 from headrace.cdc.log.sqlite_ids import ForgetLetters, PackedIds, packed
 from headrace.cdc.log.sqlite_known import KnownIds
@@ -46,6 +47,7 @@ from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings
 from headrace.cdc.log.sqlite_writer import (
     Append,
     DropLetters,
+    Emptied,
     Job,
     LanePart,
     Outcome,
@@ -381,6 +383,18 @@ class SQLiteLog:
     async def bounds(self, partition: int) -> Bounds:
         check_partition(partition, self._identity.partitions)
         return Bounds(self._firsts[partition], self._ends[partition])
+
+    async def erase(self, ids: frozenset[str]) -> tuple[int, int]:
+        """See EventLog.erase."""
+        work = Erase(ids)
+        while not work.is_done:
+            self._check_open()
+            await self._submit(work)
+            # What is in memory is the file's again.
+            for partition in range(self._identity.partitions):
+                self._tails.forget(partition)
+        await self._submit(Emptied())
+        return work.events, work.letters
 
     async def trim(self, partition: int, before: int, *, force: bool = False) -> int:
         """See EventLog.trim. Works in steps between appends; what a cancelled trim dropped stays dropped."""

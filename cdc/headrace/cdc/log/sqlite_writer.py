@@ -26,6 +26,7 @@ from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import Cursor, DeadLetter
 from headrace.cdc.log.codec import BLOB_BYTES, Packed, frame
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
+from headrace.cdc.log.sqlite_erase import Erase, erase_step
 from headrace.cdc.log.sqlite_file import PAGE_BYTES, batch_id, explained
 from headrace.cdc.log.sqlite_ids import ForgetIds, ForgetLetters, MergeIds, PackedIds, forget_ids_step, merge_step
 from headrace.cdc.log.sqlite_letters import forget_letters_step, is_whole_step, remove_letters, write_letters
@@ -86,6 +87,10 @@ class DropLetters(msgspec.Struct, gc=False, frozen=True):
     ids: tuple[int, ...]
 
 
+class Emptied(msgspec.Struct, gc=False, frozen=True):
+    """Empty the WAL after this: what was erased stands in it too."""
+
+
 class Step(msgspec.Struct, frozen=True):
     """What a step on ids or letters did. letters: how many are gone."""
 
@@ -93,8 +98,8 @@ class Step(msgspec.Struct, frozen=True):
     letters: int = 0
 
 
-Upkeep: TypeAlias = DropLetters | MergeIds | ForgetIds | ForgetLetters
-Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep | Upkeep
+Upkeep: TypeAlias = DropLetters | MergeIds | ForgetIds | ForgetLetters | Erase
+Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep | Emptied | Upkeep
 
 
 class Job(msgspec.Struct, gc=False):
@@ -211,6 +216,9 @@ class SQLiteWriter:
             except Exception as error:  # noqa: BLE001  # a defect too: whoever waits must hear of it
                 self._fail(error)
             else:
+                if any(isinstance(job.work, Emptied) for job in jobs):
+                    self._connection.execute("pragma secure_delete = off")
+                    self._checkpointer.empty()
                 self._report(Outcome(jobs, None, time.perf_counter() - began, batches))
                 return written_bytes
         self._report(Outcome(jobs, self._make_error, 0.0, 0))
@@ -317,7 +325,7 @@ class SQLiteWriter:
                 if work.retried:
                     job.step = Step(letters=remove_letters(self._connection, work.retried))
                 continue
-            if isinstance(work, DropLetters | MergeIds | ForgetIds | ForgetLetters):
+            if isinstance(work, DropLetters | MergeIds | ForgetIds | ForgetLetters | Erase):
                 job.step, touched = self._upkeep(work)
                 pages += touched
                 continue
@@ -339,6 +347,10 @@ class SQLiteWriter:
         if isinstance(work, DropLetters):
             gone = remove_letters(connection, work.ids)
             return Step(letters=gone), 1 + gone
+        if isinstance(work, Erase):
+            before = work.letters
+            pages = erase_step(connection, work)
+            return Step(not work.is_done, work.letters - before), pages
         if isinstance(work, ForgetLetters):
             gone = forget_letters_step(connection, work.before_us)
             return Step(is_whole_step(gone), gone), 1 + gone

@@ -56,7 +56,7 @@ def compile_privacy(config: PrivacyConfig) -> EventPrivacy | None:
     if not config.events and config.consent is None:
         return None
     problems: list[str] = []
-    hasher = Hasher(config.salt) if config.salt else None
+    hasher = Hasher(config.salt, config.key_id) if config.salt else None
     rules: list[_Rule] = []
     for number, rule in enumerate(config.events):
         rules += _compiled(rule, f"events[{number}]", hasher, problems)

@@ -88,13 +88,13 @@ class _Plan:
 class Normaliser:
     """Turns the changes of one source into events.
 
-    events: the configuration's section, by ``schema.table``. salt: ``privacy.salt``, "" when no column is hashed.
+    events: the configuration's section, by ``schema.table``. salt, key_id: of ``privacy``; salt is "" when no column is hashed.
     """
 
-    def __init__(self, source: str, events: Mapping[str, EventConfig], salt: str = "") -> None:
+    def __init__(self, source: str, events: Mapping[str, EventConfig], salt: str = "", key_id: str = "") -> None:
         self._source = source
         self._events = events
-        self._hasher = Hasher(salt) if salt else None
+        self._hasher = Hasher(salt, key_id) if salt else None
         self._newest: dict[str, TableSchema] = {}
         # By the schema object itself: a decoder makes one per announced version, so identity is version.
         self._plans: dict[int, tuple[TableSchema, _Plan]] = {}

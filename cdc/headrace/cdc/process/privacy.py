@@ -22,18 +22,20 @@ Protect: TypeAlias = Callable[[Value | Absent], Value | Absent]
 class Hasher:
     """Keyed hashes of values. The salt is never part of a repr or a message."""
 
-    __slots__ = ("_keyed",)
+    __slots__ = ("_keyed", "_prefix")
 
-    def __init__(self, salt: str) -> None:
+    def __init__(self, salt: str, key_id: str = "") -> None:
+        """key_id: what the hashes begin with, and a colon; "" for nothing."""
+        self._prefix = f"{key_id}:" if key_id else ""
         self._keyed = hmac.new(salt.encode(), digestmod="sha256")
 
     def __call__(self, value: Value | Absent) -> Value | Absent:
-        """64 lower-case hexadecimal digits; None and absent values as they are."""
+        """64 lower-case hexadecimal digits behind the key_id; None and absent values as they are."""
         if value is None or isinstance(value, Absent):
             return value
         digest = self._keyed.copy()
         digest.update(key_text(value).encode())
-        return digest.hexdigest()
+        return self._prefix + digest.hexdigest()
 
 
 def keeps(columns: ColumnsConfig, name: str) -> bool:

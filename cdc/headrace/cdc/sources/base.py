@@ -18,6 +18,7 @@ from headrace.cdc.log.base import EventLog, StoredLetter
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
+    from headrace.cdc.customers import Suppression
     from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
@@ -150,8 +151,9 @@ class PushedSource(Protocol):
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
         pipeline: Pipeline | None = None,
+        suppression: Suppression | None = None,
     ) -> None:
-        """Called once, before routes and run. durable: to be told of each append: source, events, when the first was received."""
+        """Called once, before routes and run. suppression: whose events are answered and forgotten. durable: to be told of each append: source, events, when the first was received."""
         ...
 
     def routes(self) -> Sequence[Any]:

@@ -44,6 +44,7 @@ from headrace.cdc.sources.intake import BusyError, Intake, Post, Taken
 from headrace.cdc.sources.preflight import Finding
 
 if TYPE_CHECKING:
+    from headrace.cdc.customers import Suppression
     from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
@@ -146,6 +147,7 @@ class Collector:
         self._durable_us = 0
         self._plan: Plan | None = None
         self._pipeline: Pipeline | None = None
+        self._suppression: Suppression | None = None
         self.reading_bytes = 0
 
     @property
@@ -170,6 +172,7 @@ class Collector:
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
         pipeline: Pipeline | None = None,
+        suppression: Suppression | None = None,
     ) -> None:
         """See PushedSource."""
 
@@ -179,6 +182,7 @@ class Collector:
 
         self._plan = plan
         self._pipeline = pipeline
+        self._suppression = suppression
         self._intake = Intake(self.name, log, on_durable)
         registry.register(_Numbers(self.name, self._intake, plan))
 
@@ -417,6 +421,12 @@ class Collector:
                 found = call
             else:
                 found = identified(call, delivery, "" if call.message_id else secrets.token_hex(16))
+            if (
+                self._suppression is not None
+                and isinstance(found, Identified)
+                and self._suppression.refuses(found.event)
+            ):
+                continue
             if privacy is not None and isinstance(found, Identified):
                 hidden = privacy.hidden(found.event)
                 if hidden is None:

@@ -35,6 +35,7 @@ from headrace.cdc.sources.preflight import Finding
 from headrace.cdc.sources.webhook_config import WebhookConfig
 
 if TYPE_CHECKING:
+    from headrace.cdc.customers import Suppression
     from headrace.cdc.process.pipeline import Pipeline
     from headrace.cdc.process.validate import Plan
 
@@ -89,6 +90,7 @@ class WebhookSource:
         self._durable_us = 0
         self._plan: Plan | None = None
         self._pipeline: Pipeline | None = None
+        self._suppression: Suppression | None = None
         self._last_refused = ""
         self.reading_bytes = 0
         self.refused = 0
@@ -116,6 +118,7 @@ class WebhookSource:
         durable: Callable[[str, int, int], None],
         plan: Plan | None = None,
         pipeline: Pipeline | None = None,
+        suppression: Suppression | None = None,
     ) -> None:
         """See PushedSource."""
 
@@ -125,6 +128,7 @@ class WebhookSource:
 
         self._plan = plan
         self._pipeline = pipeline
+        self._suppression = suppression
         self._intake = Intake(self.name, log, on_durable)
         _numbers_of(registry).sources.append(self)
 
@@ -264,6 +268,12 @@ class WebhookSource:
                 continue
             if len(raw) > self._max_event:
                 judged = Refusal("too_large", f"the event has more than {self._max_event} bytes (max_event)")
+            if (
+                self._suppression is not None
+                and isinstance(judged, Identified)
+                and self._suppression.refuses(judged.event)
+            ):
+                continue
             if privacy is not None and isinstance(judged, Identified):
                 hidden = privacy.hidden(judged.event)
                 if hidden is None:
