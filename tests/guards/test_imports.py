@@ -52,6 +52,7 @@ ADAPTERS = {
         "sinks/headrace/sinks/",
     ],
     "ua_parser": ["cdc/headrace/cdc/enrich/agents.py"],
+    "dlt": ["cdc/headrace/cdc/sources/dltresource.py"],
     "maxminddb": ["cdc/headrace/cdc/enrich/geo.py"],
     "pandas": [],
     "numpy": [],

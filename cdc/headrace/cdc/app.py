@@ -73,6 +73,8 @@ class Application:
                 consumers.append(feeder)
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
+                if hasattr(source, "folder"):
+                    source.folder = self._config.folder
                 if hasattr(source, "routes"):
                     source.attach(log, self._registry, metrics.appended, plan, pipeline, suppression)
                     self._pushed.append(source)

@@ -36,10 +36,13 @@ def _run(arguments: Namespace) -> int:
     build_pipeline(config)
 
     async def check_all() -> dict[str, list[Finding]]:
-        return {
-            name: await choice.kind(name, choice.section, config.events).check()
-            for name, choice in config.sources.items()
-        }
+        found: dict[str, list[Finding]] = {}
+        for name, choice in config.sources.items():
+            source = choice.kind(name, choice.section, config.events)
+            if hasattr(source, "folder"):
+                source.folder = config.folder
+            found[name] = await source.check()
+        return found
 
     found = asyncio.run(check_all())
     is_fine = not any(finding.severity == "error" for findings in found.values() for finding in findings)

@@ -75,7 +75,10 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """A source obeys one start/stop contract: ``start`` returns once it streams, ``stop`` once all is released."""
+    """A source obeys one start/stop contract: ``start`` returns once it streams, ``stop`` once all is released.
+
+    One that has an attribute ``folder`` gets the configuration's, for relative paths in its section.
+    """
 
     @property
     def name(self) -> str: ...
