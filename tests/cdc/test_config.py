@@ -90,9 +90,9 @@ def test_a_heading_with_nothing_under_it_has_all_its_defaults(empty: str) -> Non
         ("sources: {}", "sources: at least one source is needed, as name: {type: postgres, dsn: ...}"),
         ("sources: [a]", "sources: at least one source is needed, as name: {type: postgres, dsn: ...}"),
         ("sources: {shop: }", "sources.shop: must be a mapping with a type"),
-        ("sources: {shop: {dsn: x}}", "sources.shop.type: is missing; known: http, mysql, postgres, webhook"),
-        ("sources: {shop: {type: mysgl}}", "sources.shop.type: 'mysgl' is unknown; known: http, mysql, postgres, webhook"),
-        ("sources: {shop: {type: [postgres]}}", "sources.shop.type: ['postgres'] is unknown; known: http, mysql, postgres, webhook"),
+        ("sources: {shop: {dsn: x}}", "sources.shop.type: is missing; known: http, mysql, postgres, pull, webhook"),
+        ("sources: {shop: {type: mysgl}}", "sources.shop.type: 'mysgl' is unknown; known: http, mysql, postgres, pull, webhook"),
+        ("sources: {shop: {type: [postgres]}}", "sources.shop.type: ['postgres'] is unknown; known: http, mysql, postgres, pull, webhook"),
         ("sources: {shop: {type: postgres}}", "sources.shop.dsn: is required"),
         (
             "sources: {Shop-1: {type: postgres, dsn: x}}",
@@ -172,7 +172,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_paths() -> None:
         "sources.shop.dsn: environment variable SHOP_DSN is not set",
         "sources.shop.slot: expected `str` matching regex '^[a-z0-9_]{1,63}$'",
         "sources.shop.what: unknown key; known: column_lists, dsn, exclude, failover, heartbeat, messages, on_gap, primary_dsn, publication, slot, snapshot, snapshot_workers, spill_folder, standby_dsn, tables, wal_budget",
-        "sources.web.type: 'nothing' is unknown; known: http, mysql, postgres, webhook",
+        "sources.web.type: 'nothing' is unknown; known: http, mysql, postgres, pull, webhook",
     ]  # fmt: skip
 
 
