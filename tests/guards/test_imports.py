@@ -41,6 +41,7 @@ ADAPTERS = {
     "botocore": ["sinks/headrace/sinks/awscredentials.py"],
     # The contract names the route type; beside the server itself only what brings routes may know the library.
     "aiohttp": [
+        "cdc/headrace/cdc/checks/email.py",
         "cdc/headrace/cdc/consumer.py",
         "cdc/headrace/cdc/enrich/fetch.py",
         "cdc/headrace/cdc/sources/collector_http.py",
@@ -52,6 +53,8 @@ ADAPTERS = {
         "sinks/headrace/sinks/",
     ],
     "ua_parser": ["cdc/headrace/cdc/enrich/agents.py"],
+    "dns": ["cdc/headrace/cdc/checks/email.py"],
+    "email_validator": ["cdc/headrace/cdc/checks/email.py"],
     "dlt": ["cdc/headrace/cdc/sources/dltresource.py"],
     "maxminddb": ["cdc/headrace/cdc/enrich/geo.py"],
     "pandas": [],

@@ -6,7 +6,8 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,3 +175,98 @@ def assert_all_once(events: list[CustomerEvent], front: FaultyFront, out: bytes)
 
 def assert_served(here: Collecting) -> None:
     assert here.collector.intake.counts.requests > 1
+
+
+BROWSER = Path(os.environ.get("HEADRACE_BROWSER_SDKS", Path.home() / ".cache" / "headrace-servers" / "browser-sdks"))
+BROWSER_PACKAGES = {"@segment/analytics-next": "1.84.3", "@rudderstack/analytics-js": "3.34.1"}
+BUNDLES = {
+    "@segment/analytics-next": "dist/umd/index.js",
+    "@rudderstack/analytics-js": "dist/npm/modern/bundled/umd/index.js",
+}
+BROWSER_EVENTS = 24
+SEGMENT_PAGE = """
+AnalyticsNext.AnalyticsBrowser.load({ writeKey: KEY, cdnURL: FRONT }, { integrations: { 'Segment.io': { apiHost: FRONT.slice(7) + '/v1', protocol: 'http' } } })
+  .then(([client]) => { client.identify('u1', { plan: 'gold' }); client.page('Start');
+    for (let n = 0; n < COUNT; n++) client.track('Order Completed', { n }) })
+"""
+# Of its configuration the SDK asks once; a page without it sends nothing.
+RUDDER_PAGE = """
+const client = new (rudderanalytics.RudderAnalytics || rudderanalytics.default || RudderAnalytics)()
+client.load(KEY, FRONT, { configUrl: SERVER, plugins: ['XhrQueue', 'StorageEncryption', 'StorageMigrator'], queueOptions: { minRetryDelay: 100 } })
+client.ready(() => { client.identify('u1', { plan: 'gold' }); client.page('Start');
+  for (let n = 0; n < COUNT; n++) client.track('Order Completed', { n }) })
+"""
+
+
+@pytest.mark.matrix("chromium")
+@pytest.mark.parametrize(
+    ("package", "script"),
+    list(zip(BROWSER_PACKAGES, (SEGMENT_PAGE, RUDDER_PAGE), strict=True)),
+    ids=["segment", "rudder"],
+)
+@pytest.mark.parametrize("has_faults", [False, True])
+async def test_nothing_is_lost_or_doubled_between_a_browser_and_the_log(
+    package: str, script: str, has_faults: bool, tmp_path: Path
+) -> None:
+    """A page of another origin, in a real browser: preflights, settings and retries are its own."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("Chromium is missing: apt-get install -y --no-install-recommends chromium")
+    bundle = BROWSER / "node_modules" / package / BUNDLES[package]
+    if not bundle.exists():
+        wanted = " ".join(f"{name}@{version}" for name, version in BROWSER_PACKAGES.items())
+        pytest.skip(f"{package} is missing: apt-get install -y nodejs npm && npm install --prefix {BROWSER} {wanted}")
+    async with collecting() as here, FaultyFront(here.port, seed=7, share=0.3 if has_faults else 0) as front:
+        words = f"const KEY = '{KEY}', FRONT = 'http://127.0.0.1:{front.port}', SERVER = '{here.url}', COUNT = {BROWSER_EVENTS}\n"
+        page = f"<!doctype html><script>{bundle.read_text()}</script><script>{words}{script}</script>"
+        async with page_server(page.encode()) as url:
+            process = await asyncio.create_subprocess_exec(
+                chromium, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
+                f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0", url,
+                stdout=asyncio.subprocess.DEVNULL, stderr=(tmp_path / "chromium.log").open("wb"),
+            )  # fmt: skip
+            try:
+                async with asyncio.timeout(60):
+                    while len(await here.events()) < BROWSER_EVENTS + 2:
+                        assert process.returncode is None, (tmp_path / "chromium.log").read_text()[-3000:]
+                        await asyncio.sleep(0.05)  # another process: there is no event to wait on
+            except TimeoutError:
+                said_there = [
+                    line for line in (tmp_path / "chromium.log").read_text().splitlines() if "CONSOLE" in line
+                ]
+                raise AssertionError(
+                    f"{len(await here.events())} events, {front.met}\n" + "\n".join(said_there[-20:])
+                ) from None
+            finally:
+                process.terminate()
+                await process.wait()
+        events = await here.events()
+        tracked = [json.loads(event.properties)["n"] for event in events if event.kind == "track"]
+        assert sorted(tracked) == list(range(BROWSER_EVENTS)), front.met
+        assert {event.kind for event in events} == {"identify", "page", "track"}
+        assert {event.user_id for event in events} == {"u1"}
+        assert len({event.anonymous_id for event in events}) == 1 and events[0].anonymous_id
+        assert await here.letters() == []
+        if has_faults:
+            assert sum(front.met.values()) > front.met["pass"], front.met
+
+
+@asynccontextmanager
+async def page_server(page: bytes) -> AsyncIterator[str]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # a connection that a browser opens for later
+            writer.close()
+            return
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            % len(page)
+            + page
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
