@@ -52,6 +52,8 @@ class Collecting(msgspec.Struct):
         """body: bytes, or what JSON is made of."""
         data = io.BytesIO(body if isinstance(body, bytes) else msgspec.json.encode(body))
         given = headers if key is None else basic(key) | headers
+        if path.startswith("/v1/deadletters"):
+            given = {"Content-Type": "application/json"} | given
         async with self.http.post(self.url + path, data=data, headers=given) as response:
             return response.status, await response.text()
 

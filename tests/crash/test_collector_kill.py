@@ -1,4 +1,4 @@
-"""kill -9 of ``headrace run`` while clients send: everything answered 200 is in the log, and every event is there once.
+"""kill -9 of ``headrace run`` while clients send calls of SDKs and signed webhooks: everything answered 200 is in the log, and every event is there once.
 
 Clients do what SDKs do: send a body again, the same, until it is answered 200. The kills come at random moments of a process at work:
 before an append, in it, between it and the answer, after. The seed is part of every message.
@@ -7,6 +7,8 @@ before an append, in it, between it and the answer, after. The seed is part of e
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import http.client
 import json
 import os
@@ -26,6 +28,7 @@ from headrace.cdc.demo.embedded import free_port
 from headrace.cdc.log.reader import open_reader
 
 DEADLINE_S = 60.0
+SECRET = "whsec-of-the-test"
 
 
 class Served:
@@ -37,7 +40,10 @@ class Served:
         self.config = folder / "headrace.yaml"
         self.config.write_text(
             "log: {path: web.log.db}\n"
-            "sources: {web: {type: http, write_keys: {k: website}}}\n"
+            "sources:\n"
+            "  web: {type: http, write_keys: {k: website}}\n"
+            f'  crm: {{type: webhook, secrets: [{SECRET}], signature: {{header: X-Signature, over: "{{body}}"}}, each: batch,'
+            " map: [{name: A, id: messageId, key: userId}]}\n"
             f'server: {{listen: "127.0.0.1:{self.port}"}}\n'
         )
         self.process: subprocess.Popen[bytes] | None = None
@@ -66,8 +72,9 @@ class Served:
 class Client(threading.Thread):
     """Sends batches until told to stop, each until it is answered. answered: message ids of bodies that got a 200."""
 
-    def __init__(self, port: int, name: str, stop: threading.Event) -> None:
+    def __init__(self, port: int, name: str, stop: threading.Event, *, is_webhook: bool = False) -> None:
         super().__init__(name=name, daemon=True)
+        self._is_webhook = is_webhook
         self._port = port
         self._stop_asked = stop
         self.answered: list[str] = []
@@ -88,7 +95,11 @@ class Client(threading.Thread):
                 self.tries += 1
                 try:
                     link = link or http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
-                    link.request("POST", "/v1/batch", body)
+                    if self._is_webhook:
+                        signature = hmac.new(SECRET.encode(), body.encode(), hashlib.sha256).hexdigest()
+                        link.request("POST", "/webhooks/crm", body, {"X-Signature": signature})
+                    else:
+                        link.request("POST", "/v1/batch", body)
                     answer = link.getresponse()
                     answer.read()
                 except (OSError, http.client.HTTPException):
@@ -121,7 +132,7 @@ def kill_and_judge(folder: Path, *, seed: int, kills: int) -> None:
     rng = random.Random(seed)
     served = Served(folder)
     stop = threading.Event()
-    clients = [Client(served.port, f"{seed}-{number}", stop) for number in range(4)]
+    clients = [Client(served.port, f"{seed}-{number}", stop, is_webhook=number % 2 == 1) for number in range(4)]
     served.start()
     for client in clients:
         client.start()
@@ -165,7 +176,8 @@ async def message_ids(config: Path) -> Counter[str]:
             if not batch.events:
                 assert await reader.letters() == []
                 return found
-            found.update(event.sdk.message_id or "" for event in batch.events if event.sdk)
+            # A client's user is its message.
+            found.update(event.key or "" for event in batch.events)
             offset = batch.next_offset
     finally:
         await reader.close()

@@ -40,6 +40,7 @@ from headrace.cdc.consumer import Consumer
 from headrace.cdc.customers import Customers, CustomersAsked
 from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
+from headrace.cdc.firsthead import FirstHead
 from headrace.cdc.listen import BACKLOG, ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.sources.base import Asked, ConnectionMaker, PushedSource, SourceStatus
@@ -168,7 +169,7 @@ class WebServer:
         try:
             await runner.setup()
             assert runner.server is not None
-            maker: Callable[[], asyncio.Protocol] = runner.server
+            maker: Callable[[], asyncio.Protocol] = FirstHead(runner.server, lambda: _IDLE_S)
             for source in self._pushed:
                 maker = quick = source.protocol(maker)
                 self._quick.append(quick)

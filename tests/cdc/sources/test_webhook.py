@@ -28,7 +28,7 @@ from headrace.cdc.process.signature import Signing
 from headrace.cdc.process.webhook import Rule
 from headrace.cdc.sources import webhook as webhook_module
 from headrace.cdc.sources.webhook import WebhookSource
-from headrace.cdc.sources.webhook_config import WebhookConfig
+from headrace.cdc.sources.webhook_config import ChallengeConfig, WebhookConfig
 from headrace.cdc.web import WebServer
 from serving import no_snapshot
 
@@ -253,6 +253,48 @@ async def test_what_is_too_large_packed_or_too_slow_is_refused_and_held_by_nobod
             assert answer.status == 408
         assert here.sources["crm"].reading_bytes == 0
         assert (await here.post({"id": 2, "type": "A", "who": 7}))[0] == 200
+
+
+async def test_a_service_may_ask_whether_the_address_is_ours() -> None:
+    challenge = ChallengeConfig(query="hub.challenge", token_query="hub.verify_token", token="agreed")
+    async with hooked(crm=msgspec.structs.replace(crm(), challenge=challenge)) as here:
+
+        async def get(query: dict[str, str]) -> tuple[int, str]:
+            async with here.http.get(f"{here.url}/webhooks/crm", params=query) as response:
+                return response.status, await response.text()
+
+        assert await get({"hub.challenge": "1158201444", "hub.verify_token": "agreed"}) == (200, "1158201444")
+        for wrong in (
+            {},
+            {"hub.challenge": "1"},
+            {"hub.challenge": "1", "hub.verify_token": "guessed"},
+            {"hub.verify_token": "agreed"},
+        ):
+            assert (await get(wrong))[0] == 403
+        assert (await get({"hub.challenge": "x" * 2000, "hub.verify_token": "agreed"}))[0] == 403
+        assert await here.events() == []
+    async with hooked(crm=msgspec.structs.replace(crm(), challenge=ChallengeConfig(body="challenge"))) as here:
+        assert await here.post({"type": "url_verification", "challenge": "3eZbrw"}) == (200, "3eZbrw")
+        assert (await here.post({"challenge": "3eZbrw"}, secret="wrong"))[0] == 401
+        assert (await here.post({"id": 1, "type": "A", "who": 7})) == (200, "ok\n")
+        assert [event.name for event in await here.events()] == ["A"]
+        async with here.http.get(f"{here.url}/webhooks/crm") as response:
+            assert response.status == 401, "no route of this source: the tokens of the server hold"
+
+
+async def test_a_connection_that_sends_no_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.cdc.web._IDLE_S", 0.2)
+    async with hooked(crm=crm()) as here:
+        port = int(here.url.rpartition(":")[2])
+        links = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        for number, (_, writer) in enumerate(links):
+            writer.write([b"", b"POST /webhooks/crm HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "][number % 2])
+        async with asyncio.timeout(20):
+            for reader, writer in links:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+                writer.close()
+        assert (await here.post({"id": 1, "type": "A", "who": 7}))[0] == 200
 
 
 async def test_without_secrets_only_this_machine_may_send() -> None:

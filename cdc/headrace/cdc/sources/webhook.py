@@ -7,6 +7,7 @@ events or as dead letters. A request that isn't signed is counted and kept nowhe
 from __future__ import annotations
 
 import asyncio
+import hmac
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ READING_BYTES: Final = 64 << 20
 """Of all bodies of the source that have begun to come."""
 _SMALL_BYTES: Final = 256 << 10
 """Bodies from here on are read in a thread."""
+
+_CHALLENGE_CHARS = 1024
 
 
 class UnsignedError(Exception):
@@ -191,8 +194,31 @@ class WebhookSource:
         """Whether a request to this host (of its header) is looked at. origin: of a page; None: no browser."""
         return not self.needs_local_clients or (is_local_host(host) and origin is None)
 
-    async def take(self, headers: Mapping[str, str], body: bytes) -> None:
-        """Returns when all of it is durable. headers: names in lower case. Raises UnsignedError, BusyError, ClosingError."""
+    def challenged(self, query: Mapping[str, str]) -> str | None:
+        """What to answer to a GET; None when it isn't the challenge that was agreed on."""
+        asked = self.config.challenge
+        if asked is None or not asked.query:
+            return None
+        if asked.token_query and not hmac.compare_digest(
+            query.get(asked.token_query, "").encode(), asked.token.encode()
+        ):
+            return None
+        text = query.get(asked.query)
+        return text if text is not None and len(text) <= _CHALLENGE_CHARS and text.isprintable() else None
+
+    def _posted_challenge(self, body: bytes) -> str | None:
+        asked = self.config.challenge
+        if asked is None or not asked.body or len(body) > _SMALL_BYTES:
+            return None
+        try:
+            found = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        text: Any = found.get(asked.body) if isinstance(found, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        return text if isinstance(text, str) and len(text) <= _CHALLENGE_CHARS and text.isprintable() else None
+
+    async def take(self, headers: Mapping[str, str], body: bytes) -> str | None:
+        """Returns when all of it is durable; with the text to answer when it is a challenge, and no event. headers: names in lower case. Raises UnsignedError, BusyError, ClosingError."""
         now_us = int(self._clock() * 1_000_000)
         if self._verifier is not None:
             refusal = self._verifier.refusal(headers, body, now_us)
@@ -200,12 +226,16 @@ class WebhookSource:
                 self.refused += 1
                 self._last_refused = refusal.detail
                 raise UnsignedError(refusal)
+        answer = self._posted_challenge(body)
+        if answer is not None:
+            return answer
         kept = {name: headers[name] for name in self._map.header_names if name in headers}
         came = Came(now_us, kept)
         waits = self._pipeline is not None and self._pipeline.waits
         is_quick = len(body) < _SMALL_BYTES and not waits
         post = self._post(body, came) if is_quick else await asyncio.to_thread(self._post, body, came)
         await self._stored(post)
+        return None
 
     async def retry(self, stored: StoredLetter) -> bool:
         """See PushedSource. Raises BusyError, ClosingError."""

@@ -20,6 +20,41 @@ _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _OURS: Final = re.compile(r"/(?:v1|healthz|readyz|metrics|pixel|projects|sourceConfig|beacon|health|version)(?:/.*)?")
 
 
+class ChallengeConfig(Section, frozen=True):
+    """How a service makes sure that this address is yours: it asks by GET with a text that is to be answered, or posts one."""
+
+    query: Annotated[
+        str,
+        Meta(
+            description="Parameter of the GET whose value is answered.", examples=["hub.challenge", "validationToken"]
+        ),
+    ] = ""
+    token_query: Annotated[
+        str, Meta(description="Parameter that must hold token; others are refused.", examples=["hub.verify_token"])
+    ] = ""
+    token: Annotated[
+        str, Meta(description="What you told the service, by ${VARIABLE}.", examples=["${VERIFY_TOKEN}"])
+    ] = ""
+    body: Annotated[
+        str,
+        Meta(
+            description="Field of a posted JSON object whose text is answered, and which is no event.",
+            examples=["challenge"],
+        ),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.query) == bool(self.body):
+            raise ValueError("give query (asked by GET) or body (posted), one of them")
+        if bool(self.token_query) != bool(self.token):
+            raise ValueError("token_query and token belong together")
+        if self.body and self.token_query:
+            raise ValueError("a posted challenge is signed; token_query is for query")
+
+    def __repr__(self) -> str:
+        return "ChallengeConfig()"
+
+
 class WebhookConfig(Section, frozen=True):
     """Webhooks of another service, at the process's own server (server.listen): one source for each service."""
 
@@ -41,6 +76,9 @@ class WebhookConfig(Section, frozen=True):
         str, Meta(description="Path of the requests. Default: /webhooks/NAME.", examples=["/hooks/crm"])
     ] = ""
     signature: Annotated[Signing | None, Meta(description="How requests are signed.")] = None
+    challenge: Annotated[
+        ChallengeConfig | None, Meta(description="What the service asks before it sends anything.")
+    ] = None
     map: Annotated[list[Rule], Meta(description="What a body becomes: the first rule that fits says it.")] = (
         msgspec.field(default_factory=list[Rule])
     )

@@ -33,7 +33,9 @@ def routes(source: WebhookSource) -> Sequence[web.RouteDef]:
         try:
             body = await _body(source, request)
             headers = {name.lower(): value for name, value in request.headers.items()}
-            await source.take(headers, body)
+            answer = await source.take(headers, body)
+            if answer is not None:
+                return _exactly(answer)
         except UnsignedError as error:
             # The clock's difference is worth telling; whether the signature or the secret is wrong is not.
             return _said(401, error.detail if error.reason == "stale" else "the request isn't signed as it should be")
@@ -49,7 +51,18 @@ def routes(source: WebhookSource) -> Sequence[web.RouteDef]:
             return response
         return _said(200, "ok")
 
-    return [web.post(source.path, take)]
+    async def challenge(request: web.Request) -> web.StreamResponse:
+        answer = source.challenged(request.query)
+        return _said(403, "this isn't the challenge that was agreed on") if answer is None else _exactly(answer)
+
+    asked = source.config.challenge
+    gets = [web.get(source.path, challenge, allow_head=False)] if asked is not None and asked.query else []
+    return [web.post(source.path, take), *gets]
+
+
+def _exactly(text: str) -> web.Response:
+    """Whoever asks compares every byte. As plain text that no browser takes for a page."""
+    return web.Response(text=text, content_type="text/plain", headers={"X-Content-Type-Options": "nosniff"})
 
 
 async def _body(source: WebhookSource, request: web.Request) -> bytes:
