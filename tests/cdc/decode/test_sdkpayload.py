@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cdc.decode.sdkpayload import (
+    MAX_CALLS,
     MAX_DEPTH,
     Payload,
     Refusal,
     SdkCall,
+    TooManyError,
     UnreadableError,
     read_batch,
     read_calls,
@@ -214,3 +217,31 @@ def test_no_bytes_do_more_than_be_refused(data: st.DataObject) -> None:
             if isinstance(call, SdkCall):
                 for part in (call.properties, call.traits, call.context, call.integrations):
                     assert not part or msgspec.json.decode(part) is not ...
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"batch":[' + b"1," * MAX_CALLS + b"1]}",
+        b'{"batch":[' + b"1," * 3_000_000 + b"1]}",
+        b'{"batch":[' + b"{}," * 1_000_000 + b"{}]}",
+        b'{"batch":[' + b"[" + b"1," * MAX_CALLS + b"1]]}",
+        b'{"batch":[' + b"NaN," * MAX_CALLS + b"1]}",
+        b'{"batch":[' + b'{"type":"track","userId":"u","event":"A"},' * MAX_CALLS + b"{}]}",
+    ],
+)
+def test_a_body_of_very_many_calls_is_refused_before_they_cost_memory(body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooManyError):
+            list(read_calls(read_batch(body)))
+        assert tracemalloc.get_traced_memory()[1] < 60 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_body_with_many_commas_inside_its_calls_is_read() -> None:
+    call = b'{"type":"track","userId":"u","event":"A","properties":{"v":[' + b"1," * 2000 + b"1]}}"
+    body = b'{"batch":[' + b",".join([call] * 300) + b'],"context":{}}'
+    assert body.count(b",") > 400_000
+    assert len(read_batch(body).calls) == 300

@@ -22,7 +22,12 @@ from msgspec import Raw
 MAX_DEPTH: Final = 200
 """Arrays and objects inside each other in one call: consumers decode it again, with less stack left."""
 
+MAX_CALLS: Final = 20_000
+"""In one body: a call is an object of ours with its own dead letter, however few bytes it was. SDKs send some hundred."""
+
 _LARGEST_TOKENS: Final = 2_000_000
+_MANY_COMMAS: Final = 400_000
+"""With fewer there can't be so many calls that cutting them out costs memory."""
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -71,6 +76,10 @@ class UnreadableError(ValueError):
     """The body isn't JSON, nor anything that could be cut into calls. Says no value of the body."""
 
 
+class TooManyError(ValueError):
+    """The body has more than MAX_CALLS calls."""
+
+
 class _Envelope(msgspec.Struct, gc=False, rename="camel"):
     batch: list[Raw]
     sent_at: Scalar = None
@@ -95,12 +104,16 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 def read_batch(body: bytes) -> Payload:
-    """Cut a batch into its calls. Raises UnreadableError."""
+    """Cut a batch into its calls. Raises UnreadableError, TooManyError."""
     body = body.removeprefix(_BOM)
+    if body.count(b",") > _MANY_COMMAS:
+        _hold_count(body)
     try:
         found = _read_envelope(body)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return _cut_batch(body)
+    if len(found.batch) > MAX_CALLS:
+        raise TooManyError
     return Payload(found.batch, found.sent_at, found.write_key, bytes(found.context), bytes(found.integrations))
 
 
@@ -113,12 +126,19 @@ def read_single(body: bytes) -> Payload:
 
 
 def read_calls(payload: Payload) -> Iterator[tuple[Raw | bytes, SdkCall | Refusal]]:
-    """Every call's bytes (or a view of them), and the call or why there is none. An array among the calls, as analytics-js makes, is its elements."""
+    """Every call's bytes (or a view of them), and the call or why there is none. An array among the calls, as analytics-js makes, is its elements.
+
+    Raises TooManyError.
+    """
+    count = 0
     for raw in payload.calls:
         call = read_call(raw)
         if isinstance(call, Refusal) and bytes(raw).startswith(b"["):
             try:
                 for inner in _children(bytes(raw)):
+                    count += 1
+                    if count > MAX_CALLS:
+                        raise TooManyError
                     yield inner, read_call(inner)
             except UnreadableError:
                 yield raw, call
@@ -214,7 +234,11 @@ def _cut_batch(body: bytes) -> Payload:
             case "batch":
                 if not value.startswith(b"["):
                     raise UnreadableError('"batch" is no array')
-                calls = list(_children(value))
+                calls = []
+                for call in _children(value):
+                    calls.append(call)
+                    if len(calls) > MAX_CALLS:
+                        raise TooManyError
             case "sentAt":
                 payload.sent_at = _scalar(value)
             case "writeKey":
@@ -229,6 +253,22 @@ def _cut_batch(body: bytes) -> Payload:
         raise UnreadableError('the body has no "batch"')
     payload.calls = calls
     return payload
+
+
+def _hold_count(body: bytes) -> None:
+    """Raises TooManyError for more elements than MAX_CALLS in an array of the outer object; builds nothing."""
+    depth = commas = 0
+    for token in _TOKEN.finditer(body):
+        mark = body[token.start()]
+        if mark in b"[{":
+            depth += 1
+            commas = 0 if depth == 2 else commas
+        elif mark in b"]}":
+            depth -= 1
+        elif mark == 0x2C and depth == 2:
+            commas += 1
+            if commas >= MAX_CALLS:
+                raise TooManyError
 
 
 def _members(body: bytes) -> Iterator[tuple[str, bytes]]:

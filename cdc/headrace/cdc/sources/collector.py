@@ -23,10 +23,12 @@ from prometheus_client.registry import Collector as MetricCollector
 from headrace.cdc.auth import is_local_host
 from headrace.cdc.config import EventConfig
 from headrace.cdc.decode.sdkpayload import (
+    MAX_CALLS,
     Payload,
     Refusal,
     Scalar,
     SdkCall,
+    TooManyError,
     UnreadableError,
     read_batch,
     read_calls,
@@ -281,10 +283,12 @@ class Collector:
         """
         try:
             payload = read_single(asked.body) if asked.kind else read_batch(asked.body)
+            calls = list(read_calls(payload))
+        except TooManyError:
+            raise Refused(413, f"more than {MAX_CALLS} events in one body") from None
         except UnreadableError as error:
             writer = self._known(asked, Payload([]))
             raise UnreadableRefused(self._unreadable(asked, writer, str(error))) from error
-        calls = list(read_calls(payload))
         if asked.key is None:
             # The browser SDK and older mobile ones name the key in each event.
             payload.write_key = payload.write_key or next(
@@ -310,7 +314,7 @@ class Collector:
         if letter.reason == _UNREADABLE:
             try:
                 payload = read_single(letter.body) if delivery.kind else read_batch(letter.body)
-            except UnreadableError:
+            except (UnreadableError, TooManyError):
                 return None
             delivery = self._with_batch(delivery, payload)
         else:
