@@ -67,12 +67,21 @@ class FeaturePlan(msgspec.Struct, frozen=True):
         return [self.kind, self.column, window, *([more] if more else [])]
 
 
+class EventsPlan(msgspec.Struct, frozen=True):
+    """Which events are rows. names: none for all of these kinds. source None: of any source."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    source: str | None
+
+
 class CompiledView(msgspec.Struct, frozen=True):
     """All that the kernel needs of a view.
 
     columns: every column of the table the view reads, sorted; a row's values tuple has this order. entity: index and type of each join
     key's column, in the order of spec.join_keys. row_key: indexes of the declared primary key columns; empty means the log's own.
-    event_time: index, or -1 for the commit time. source None: the table of any source.
+    event_time: index, or -1 for the commit time. source None: the table of any source. events: a view over events has these in place of a
+    table; ``table`` then says them for people.
     """
 
     spec: ViewSpec
@@ -85,6 +94,7 @@ class CompiledView(msgspec.Struct, frozen=True):
     where: Predicate | None
     features: tuple[FeaturePlan, ...]
     defined_at: str
+    events: EventsPlan | None = None
 
 
 def canonical_json(
@@ -111,6 +121,8 @@ def canonical_json(
         "where": None if view.where is None else view.where.plain(),
         "features": [plan.plain() for plan in view.features],
     }
+    if view.events is not None:  # else left out: older definitions keep their hash
+        plain["events"] = [view.events.names, view.events.kinds, view.events.source]
     return msgspec.json.encode(plain, order="deterministic")
 
 

@@ -27,7 +27,8 @@ from typing import Final
 import msgspec
 
 from headrace.features.blame import caller, check_name, is_a, type_name, wrong
-from headrace.features.compiled import CompiledView, FeaturePlan, canonical_json, spec_hash
+from headrace.features.compiled import CompiledView, EventsPlan, FeaturePlan, canonical_json, spec_hash
+from headrace.features.eventrows import WORDS
 from headrace.features.functions import Draft, Feature
 from headrace.features.ondemand import check_inputs
 from headrace.features.predicate import Predicate
@@ -45,6 +46,8 @@ UnixTimestamp: Final = ValueType.UNIX_TIMESTAMP
 Int64List: Final = ValueType.INT64_LIST
 Float64List: Final = ValueType.FLOAT64_LIST
 StringList: Final = ValueType.STRING_LIST
+
+EVENT_KINDS: Final = ("track", "page", "screen", "identify", "group", "record")
 
 JOIN_KEY_TYPES: Final = (Int32, Int64, String, Bytes, UnixTimestamp)
 """Feast's entity key bytes (version 3) know no others."""
@@ -98,10 +101,37 @@ class Table:
         self.source = source
 
 
-class FeatureView:
-    """A named group of features of one entity, computed from the rows of one table.
+class Events:
+    """Events that applications send, by SDKs and webhooks, or that come back from others; each is a row that never changes.
 
-    entity_key: join key -> column of the table; a join key that isn't named stands in the column of its own name. event_time: timestamp
+    names: as the log has them; none for all of the kind. kind: track, page, screen, identify, group or record, or several. source: name
+    under ``sources:``. A view's columns are then properties (``total``, ``product.price``), ``event.user_id`` and the like, ``context.PATH``.
+    """
+
+    def __init__(self, *names: str, kind: str | Sequence[str] = "track", source: str | None = None) -> None:
+        where = caller()
+        kinds = (kind,) if isinstance(kind, str) else tuple(kind)
+        who = f"events {', '.join(map(repr, names)) or repr(kinds)}"
+        unknown = [each for each in kinds if each not in EVENT_KINDS]
+        if unknown or not kinds:
+            raise wrong(
+                where, who, f"kind {', '.join(map(repr, unknown)) or 'is missing'}: must be of {', '.join(EVENT_KINDS)}"
+            )
+        if any(not is_a(name, str) or not name for name in names):
+            raise wrong(where, who, 'names must be texts, such as Events("Product Viewed")')
+        self.names = tuple(sorted(set(names)))
+        self.kinds = tuple(sorted(set(kinds)))
+        self.source = source
+
+    def __str__(self) -> str:
+        return " or ".join(self.names) or f"all {' and '.join(self.kinds)} events"
+
+
+class FeatureView:
+    """A named group of features of one entity, computed from the rows of one table, or from events.
+
+    Over events a single join key is the event's customer (``event.key``) unless entity_key says otherwise, and the time when one happened
+    is what its sender says. entity_key: join key -> column of the table; a join key that isn't named stands in the column of its own name. event_time: timestamp
     column that says when a row happened; without it (or where it is NULL) the commit time of the row's last change. where: only rows for
     which it is true count. ttl: age of an entity's newest event after which readers are told OUTSIDE_MAX_AGE; None: never.
     on_demand: features made by on_demand(...), computed from the others at read.
@@ -112,7 +142,7 @@ class FeatureView:
         name: str,
         *,
         entity: Entity,
-        source: Table,
+        source: Table | Events,
         features: Iterable[Feature],
         entity_key: Mapping[str, str] | None = None,
         event_time: str | None = None,
@@ -126,7 +156,10 @@ class FeatureView:
         self._who = f"view {name!r}"
         check_name(name, self.defined_at, self._who)
         self._require(is_a(entity, Entity), "entity must be an Entity")
-        self._require(is_a(source, Table), 'source must be a Table, such as Table("public.orders")')
+        self._require(
+            is_a(source, Table) or is_a(source, Events),
+            'source must be a Table, such as Table("public.orders"), or Events, such as Events("Product Viewed")',
+        )
         self._require(
             where is None or is_a(where, Predicate), 'where must be a filter, such as col("status") == "paid"'
         )
@@ -153,7 +186,13 @@ class FeatureView:
     def compile(self) -> CompiledView:
         """The view as the kernel runs it, with its spec."""
         drafts = [draft for feature in self.features for draft in feature.drafts]
-        reads = set(self.entity_key.values()) | set(self.source.key)
+        events = None
+        row_key: tuple[str, ...] = ()
+        if isinstance(self.source, Events):
+            events = EventsPlan(self.source.names, self.source.kinds, self.source.source)
+        else:
+            row_key = self.source.key
+        reads = set(self.entity_key.values()) | set(row_key)
         for draft in drafts:
             reads |= draft.columns()
         if self.event_time is not None:
@@ -167,16 +206,19 @@ class FeatureView:
         join_keys = self.entity.join_keys
         unhashed = CompiledView(
             spec=ViewSpec(self.name, join_keys, fields, "", self.ttl_us, self.description, self.on_demand),
-            table=self.source.name,
+            table=self.source.name if isinstance(self.source, Table) else str(self.source),
             source=self.source.source,
             columns=columns,
-            row_key=tuple([index[column] for column in self.source.key]),
+            row_key=tuple([index[column] for column in row_key]),
             entity=tuple([(index[self.entity_key[key.name]], key.dtype) for key in join_keys]),
             event_time=-1 if self.event_time is None else index[self.event_time],
             where=self.where,
             features=plans,
             defined_at=self.defined_at,
+            events=events,
         )
+        if events is not None:
+            self._check_columns(columns)
         digest = spec_hash(canonical_json(self.name, join_keys, fields, unhashed))
         return msgspec.structs.replace(unhashed, spec=msgspec.structs.replace(unhashed.spec, spec_hash=digest))
 
@@ -189,7 +231,21 @@ class FeatureView:
             )
         for key, column in given.items():
             self._require(bool(column) and is_a(column, str), f"join key {key!r} needs the name of a column")
+        if is_a(self.source, Events) and len(names) == 1 and not given:
+            return {names[0]: "event.key"}
         return {key: given.get(key, key) for key in names}
+
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        for column in columns:
+            root, _, rest = column.partition(".")
+            self._require(
+                root != "event" or rest in WORDS,
+                f"column {column!r} is nothing of an event; known: {', '.join(f'event.{word}' for word in WORDS)}",
+            )
+            self._require(
+                all(column.split(".")) and column != "context",
+                f"column {column!r} is no path; write names with dots between them, such as product.price or context.page.path",
+            )
 
     def _check_features(self) -> None:
         self._require(

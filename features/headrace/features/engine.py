@@ -220,6 +220,8 @@ class FeatureEngine:
             ):
                 offset, log_time_us = checkpoint.offsets[0], checkpoint.log_time_us
                 checkpoint = None
+            if view.events is not None and offset == 0:
+                offset = bounds.first  # what was trimmed of events is nowhere else: the view begins with what is kept
             if offset < bounds.first:
                 self._stop_trimmed(view, offset, bounds.first)
                 continue
@@ -291,7 +293,7 @@ class FeatureEngine:
             return
         now_us = self._clock() * 1_000_000
         for event in events:
-            if event.row is not None and event.row.op != _OP_OF_SNAPSHOT:
+            if event.row is None or event.row.op != _OP_OF_SNAPSHOT:
                 self._metrics.fresh((now_us - event.committed_us) / 1_000_000)
 
     def _count(self) -> None:

@@ -46,7 +46,7 @@ class Lane:
         for event in events:
             before_us = now_us
             now_us = max(now_us, event.committed_us)
-            if event.row is not None:
+            if event.kind not in ("heartbeat", "schema"):
                 timed: TimedEvent | None = None
                 for place, worker in enumerate(self.workers):
                     if worker.reads(event):
@@ -54,7 +54,7 @@ class Lane:
                         routed.setdefault(place, []).append(timed)
                 if timed is not None:
                     touching.append(event)
-                    if event.row.op == "truncate":
+                    if event.row is not None and event.row.op == "truncate":
                         for place in list(routed):
                             routed[place] = [other for other in routed[place] if other is not timed]
                         await self._flush(routed, offset, before_us)

@@ -15,6 +15,7 @@ import msgspec
 from headrace.cdc.errors import HeadraceError
 from headrace.cdc.event import CustomerEvent
 from headrace.features.compiled import CompiledView
+from headrace.features.eventrows import EventReader
 from headrace.features.kernel import Counts, ViewBatch, ViewKernel
 from headrace.features.rows import RowChange, RowReader, source_prefix
 from headrace.features.spec import EntityKey
@@ -45,13 +46,16 @@ class ViewWorker:
         self._told = Counts()
         self._store = store
         self._generation = generation
-        self._reader = RowReader(view)
+        self._reader = RowReader(view) if view.events is None else None
+        self._events = EventReader(view) if view.events is not None else None
         self._states: OrderedDict[EntityKey, EntityState] = OrderedDict()
         self._most_states = most_states
         self._schema, _, self._table = view.table.partition(".")
 
     def reads(self, event: CustomerEvent) -> bool:
-        """The event concerns the view's table."""
+        """The event concerns the view's table, or is one of its events."""
+        if self._events is not None:
+            return self._events.reads(event)
         row = event.row
         return (
             row is not None
@@ -69,6 +73,12 @@ class ViewWorker:
     async def apply(self, events: Sequence[TimedEvent], offset: int, log_time_us: int) -> ViewWrite | None:
         """What these events change, None for nothing. offset: the place after them; log_time_us: log time there."""
         changes: list[RowChange] = []
+        if self._events is not None:
+            # An event is never taken back: nothing of it need be kept but what it adds.
+            batch = self.kernel.batch()
+            batch.changes = [self._events.read(timed.event, timed.offset, timed.now_us) for timed in events]
+            return await self._carry_out(batch, dict.fromkeys(batch.wanted_rows()), offset, log_time_us)
+        assert self._reader is not None
         for timed in events:
             row = timed.event.row
             assert row is not None  # reads() said so
@@ -177,6 +187,10 @@ class ViewWorker:
         for write in entities:
             if write.values is None:
                 self._states.pop(write.key, None)
+        if self._events is not None:
+            contributions = {}
+            if not entities:
+                return None
         return ViewWrite(self.view.spec, entities, contributions, self._checkpoint(offset, log_time_us))
 
     async def _load(self, keys: Sequence[EntityKey], log_time_us: int) -> dict[EntityKey, EntityState]:
