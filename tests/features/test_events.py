@@ -29,6 +29,7 @@ views = FeatureView(
     "views",
     entity=customer,
     source=Events("Product Viewed", source="web"),
+    entity_key={"customer_id": "event.key"},
     where=col("product.price") > 0,
     features=[
         count(over=["1m", "1h"], name="views"),
@@ -41,7 +42,7 @@ views = FeatureView(
         ratio(count(over="1h", where=col("event.anonymous_id") == "a1"), count(over="1h"), name="of_a1"),
     ],
 )
-seen = FeatureView("seen", entity=product, source=Events(kind=["track", "page"]), features=[count(name="seen")])
+seen = FeatureView("seen", entity=product, source=Events(kind=["track", "page"]), entity_key={"sku": "sku"}, features=[count(name="seen")])
 """
 
 
@@ -218,7 +219,8 @@ async def test_a_new_view_begins_with_what_the_log_still_has(definitions: Path) 
         ('Events("A", kind=[])', "kind is missing"),
         ("Events(5)", "names must be texts"),
         ('Events("A"), entity_key={"customer_id": "event.nothing"}', "nothing of an event"),
-        ('Events("A"), where=col("a..b") == 1', "is no path"),
+        ('Events("A"), where=col("a..b") == 1, entity_key={"customer_id": "event.key"}', "is no path"),
+        ('Events("A")', "needs entity_key"),
         ('"public.orders"', "or Events"),
     ],
 )

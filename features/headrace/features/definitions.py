@@ -130,8 +130,7 @@ class Events:
 class FeatureView:
     """A named group of features of one entity, computed from the rows of one table, or from events.
 
-    Over events a single join key is the event's customer (``event.key``) unless entity_key says otherwise, and the time when one happened
-    is what its sender says. entity_key: join key -> column of the table; a join key that isn't named stands in the column of its own name. event_time: timestamp
+    Over events entity_key says whose each is (``event.key`` is its customer), and one happened when its sender says. entity_key: join key -> column of the table; a join key that isn't named stands in the column of its own name. event_time: timestamp
     column that says when a row happened; without it (or where it is NULL) the commit time of the row's last change. where: only rows for
     which it is true count. ttl: age of an entity's newest event after which readers are told OUTSIDE_MAX_AGE; None: never.
     on_demand: features made by on_demand(...), computed from the others at read.
@@ -231,8 +230,10 @@ class FeatureView:
             )
         for key, column in given.items():
             self._require(bool(column) and is_a(column, str), f"join key {key!r} needs the name of a column")
-        if is_a(self.source, Events) and len(names) == 1 and not given:
-            return {names[0]: "event.key"}
+        self._require(
+            not is_a(self.source, Events) or all(key in given for key in names),
+            f'needs entity_key: over events say whose each is, such as entity_key={{"{names[0]}": "event.key"}} for the event\'s customer',
+        )
         return {key: given.get(key, key) for key in names}
 
     def _check_columns(self, columns: Sequence[str]) -> None:

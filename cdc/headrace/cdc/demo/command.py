@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -31,7 +31,7 @@ from headrace.cdc.demo.client import Client
 from headrace.cdc.demo.embedded import PostgresServer, embedded_bin, free_port
 from headrace.cdc.demo.proof import FEATURES, Proof, Rows, compare, recompute
 from headrace.cdc.demo.screen import Reading, Screen
-from headrace.cdc.demo.shop import Shop, Simulator
+from headrace.cdc.demo.shop import Shop, Simulator, Visitor
 from headrace.cdc.errors import ConfigError, HeadraceError, SourceError
 from headrace.cdc.position import parse_lsn
 from headrace.cdc.sources.postgres_config import PostgresConfig, connect_error, conninfo
@@ -110,10 +110,13 @@ def _show(arguments: Namespace) -> int:
             _wait_until(client.is_ready, _READY_S, process, folder)
         simulator = Simulator(shop, rate=arguments.rate, seed=arguments.seed)
         stack.callback(simulator.stop)
+        visitor = Visitor(client.url, shop, rate=arguments.rate, seed=arguments.seed)
+        stack.callback(visitor.stop)
         stop = _Stop(arguments.seconds)
         former = signal.signal(signal.SIGINT, stop.interrupt)
         stack.callback(signal.signal, signal.SIGINT, former)
         simulator.start()
+        visitor.start()
         reading = _watch(
             client,
             simulator,
@@ -124,10 +127,11 @@ def _show(arguments: Namespace) -> int:
             is_quiet=arguments.json,
         )
         simulator.stop()
+        visitor.stop()
         if simulator.failure is not None:
             raise SourceError(f"the shop's database failed: {type(simulator.failure).__name__}", source="shop")
         with say.status("the shop rests; comparing every feature with SQL over its tables"):
-            proof = _prove(dsn, client, process, folder)
+            proof = _prove(dsn, client, process, folder, visitor.counts)
         return _report(arguments, say, proof, simulator.commits, reading)
 
 
@@ -251,7 +255,8 @@ def _watch(
                 _wait_until(lambda: False, 0, process, folder)
             status = client.status()
             rows = client.rows("customer_orders", _CUSTOMERS_SHOWN)
-            if status is None or rows is None or simulator.failure is not None:
+            views = client.rows("customer_views", _CUSTOMERS_SHOWN)
+            if status is None or rows is None or views is None or simulator.failure is not None:
                 if simulator.failure is not None:
                     break
                 continue
@@ -274,13 +279,14 @@ def _watch(
                 features["lag_events"],
                 None,
                 rows,
+                views,
             )
             if not is_quiet:
                 screen.show(reading)
     return reading
 
 
-def _prove(dsn: str, client: Client, process: subprocess.Popen[bytes], folder: Path) -> Proof:
+def _prove(dsn: str, client: Client, process: subprocess.Popen[bytes], folder: Path, views: Mapping[int, int]) -> Proof:
     """Wait until all that was committed is in the features, then compare both at one and the same log time."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         found = connection.execute("select pg_current_wal_flush_lsn()::text").fetchone()
@@ -301,7 +307,7 @@ def _prove(dsn: str, client: Client, process: subprocess.Popen[bytes], folder: P
     def is_compared() -> bool:
         nonlocal proof
         before = _log_time(client)
-        wanted = recompute(dsn, before)
+        wanted = recompute(dsn, before, views)
         served: dict[str, Rows] = {}
         for view in FEATURES:
             # One more than the largest id as well: a row that should not be there must be seen too.
@@ -341,7 +347,7 @@ def _report(arguments: Namespace, say: Console, proof: Proof, commits: int, read
         style = "bold green" if proof.differing == 0 else "bold red"
         say.print(
             f"{commits:,} commits; the features of {proof.entities:,} entities ({proof.values:,} values) compared with SQL over the "
-            f"live tables: [{style}]{proof.differing} differ[/]"
+            f"live tables and with what the pages sent: [{style}]{proof.differing} differ[/]"
         )
         for example in proof.examples:
             say.print(f"  {example}")

@@ -23,6 +23,7 @@ FEATURES: Mapping[str, tuple[str, Sequence[str]]] = {
         "customer_id",
         ("orders_1m", "orders_10m", "spent_1m", "spent_10m", "orders_ever", "spent_ever", "last_status"),
     ),
+    "customer_views": ("customer_id", ("views_ever",)),
     "product_sales": ("product_id", ("units_1m", "units_ever")),
 }
 """View -> its join key, and its features in the order of the rows compared."""
@@ -58,8 +59,11 @@ class Proof(msgspec.Struct):
     examples: list[str]
 
 
-def recompute(dsn: str, log_time_us: int) -> dict[str, Rows]:
-    """Every view's rows as of a log time, by SQL: view -> entity -> values. A last_status holds all that tie for newest."""
+def recompute(dsn: str, log_time_us: int, views: Mapping[int, int]) -> dict[str, Rows]:
+    """Every view's rows as of a log time, by SQL: view -> entity -> values. A last_status holds all that tie for newest.
+
+    views: how many products each customer has viewed, as their browsers know it; no table does.
+    """
     bounds: dict[str, Any] = {}
     for name, (length_us, hop_us) in _WINDOWS.items():
         bounds[f"lo_{name}"] = ((log_time_us - length_us) // hop_us + 1) * hop_us
@@ -73,6 +77,7 @@ def recompute(dsn: str, log_time_us: int) -> dict[str, Rows]:
             "customer_orders": {
                 row[0]: (*row[1:], latest[row[0]]) for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
             },
+            "customer_views": {customer: (count,) for customer, count in views.items()},
             "product_sales": {row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()},
         }
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from headrace.cdc.demo.proof import FEATURES, Rows
 
-_SHOWN = ("orders_1m", "spent_1m", "orders_10m", "spent_10m", "orders_ever", "last_status")
+_SHOWN = ("orders_1m", "spent_1m", "orders_10m", "spent_10m", "orders_ever", "last_status", "views_ever")
 _PLAIN_EVERY_S = 2.0
 _FLASH_S = 0.8
 
@@ -35,6 +35,7 @@ class Reading(msgspec.Struct):
     lag_events: int | None
     log_bytes: int | None
     orders: Rows
+    views: Rows
 
 
 class Screen:
@@ -97,14 +98,26 @@ class Screen:
                 title=f"headrace demo · {reading.elapsed_s:.0f} s · Ctrl-C ends it with a proof",
                 border_style="cyan",
             ),
-            Panel(self._features(reading.orders), title="customer_orders, read back over HTTP", border_style="cyan"),
+            Panel(
+                self._features(reading.orders, reading.views),
+                title="customer_orders and customer_views, read back over HTTP",
+                border_style="cyan",
+            ),
             Panel(how, title="in another terminal", border_style="dim"),
         )
 
-    def _features(self, rows: Rows) -> Table:
+    def _features(self, orders: Rows, views: Rows) -> Table:
+        """Orders come from the database, views from the pages' SDK: one customer."""
+        rows = {
+            customer: (
+                *orders.get(customer, (None,) * len(FEATURES["customer_orders"][1])),
+                *views.get(customer, (None,)),
+            )
+            for customer in self._customers
+        }
         table = Table(box=None, expand=False, padding=(0, 2))
         table.add_column("customer_id", justify="right", style="bold")
-        names = FEATURES["customer_orders"][1]
+        names = (*FEATURES["customer_orders"][1], *FEATURES["customer_views"][1])
         for name in _SHOWN:
             table.add_column(name, justify="right")
         now = time.monotonic()

@@ -93,6 +93,39 @@ class Shop:
             connection.execute(f"drop schema if exists {SCHEMA} cascade")
 
 
+class Visitor:
+    """The shop's pages: customers look at products, told by Segment's own SDK for Python. counts: views of each customer so far."""
+
+    def __init__(self, url: str, shop: Shop, *, rate: float, seed: int) -> None:
+        from segment.analytics.client import Client  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+
+        self._client: Any = Client("demo", host=url, upload_interval=0.02, upload_size=50, max_retries=10)
+        self._shop = shop
+        self._rate = rate
+        self._rng = random.Random(seed)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="visitor", daemon=True)
+        self.counts: dict[int, int] = {}
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Everything is sent and answered then. Stopping twice is fine."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            if self._thread.is_alive():
+                self._thread.join()
+            self._client.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(1 / self._rate):
+            customer = min(int(self._rng.paretovariate(0.6)), self._shop.customers)
+            product = self._rng.randrange(1, self._shop.products + 1)
+            self._client.track(str(customer), "Product Viewed", {"product_id": product})
+            self.counts[customer] = self.counts.get(customer, 0) + 1
+
+
 class Simulator:
     """Commits transactions at a steady rate from a thread of its own until ``stop``.
 

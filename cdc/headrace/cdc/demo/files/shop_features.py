@@ -1,6 +1,6 @@
 """The demo's feature views: define once, fresh a few milliseconds after each commit."""
 
-from headrace.features import Entity, FeatureView, Float64, Int64, String, Table, col, count, latest, sum_
+from headrace.features import Entity, Events, FeatureView, Float64, Int64, String, Table, col, count, last, latest, sum_
 
 customer = Entity("customer", join_keys={"customer_id": Int64})
 product = Entity("product", join_keys={"product_id": Int64})
@@ -25,6 +25,18 @@ customer_orders = FeatureView(
         count(name="orders_ever"),
         sum_("total", Float64, name="spent_ever"),
         latest("status", String, name="last_status"),
+    ],
+)
+
+customer_views = FeatureView(
+    "customer_views",
+    entity=customer,
+    source=Events("Product Viewed"),
+    entity_key={"customer_id": "event.key"},
+    features=[
+        count(over=["1m", "10m"], name="views"),
+        count(name="views_ever"),
+        last("product_id", 3, Int64, name="last_viewed"),
     ],
 )
 
