@@ -261,6 +261,21 @@ class LogContract:
             await log.commit("g", 0, 1, state=b"x" * 65537)
         assert await log.committed("g", 0) is None
 
+    async def test_a_group_that_is_forgotten_holds_nothing_back(self, engine: Engine) -> None:
+        log = await engine.open()
+        for number in range(4):
+            await log.append([event(number)], source="shop", state=b"")
+        await log.commit("slow", 0, 1)
+        await log.commit("fast", 0, 3)
+        assert await log.trim(0, 4) == 1
+        await log.forget("slow")
+        await log.forget("nobody")
+        assert await log.committed("slow", 0) is None
+        assert set(await log.groups()) == {"fast"}
+        assert await log.trim(0, 4) == 3
+        await log.commit("slow", 0, 3)
+        assert set(await log.groups()) == {"fast", "slow"}
+
     async def test_a_trim_drops_whole_batches_and_a_read_below_says_so(self, engine: Engine) -> None:
         log = await engine.open()
         for start in (0, 10, 20):

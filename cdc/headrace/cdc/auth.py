@@ -10,17 +10,20 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.listen import is_loopback
+
+ADMIN: Final = "admin"
 
 
 class Tokens:
     """The tokens of ``server.tokens``; ``bool()`` is False when there are none, and then everyone is let in."""
 
-    def __init__(self, tokens: Mapping[str, str]) -> None:
-        """Raises ConfigError for a token that is empty or that no header can carry."""
+    def __init__(self, tokens: Mapping[str, str], scopes: Mapping[str, Sequence[str]] | None = None) -> None:
+        """scopes: what a token may, by name; one that isn't there may everything. Raises ConfigError for a token that is empty or that no header can carry."""
         problems = tuple(
             f"server.tokens.{name}: {reason}"
             for name, token in tokens.items()
@@ -33,17 +36,31 @@ class Tokens:
                 advice='make a token with "openssl rand -hex 24" and give it by ${VARIABLE}',
             )
         self._digests = [_digest(token) for token in tokens.values()]
+        self._scopes = [frozenset((scopes or {}).get(name, (ADMIN,))) for name in tokens]
 
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def admit(self, header: str | None) -> bool:
-        """True when the value of an Authorization header holds one of the tokens."""
+    def admit(self, header: str | None) -> frozenset[str] | None:
+        """What the token in an Authorization header may; None when it is none of these."""
         given = _digest(_credential(header or ""))
-        found = False
-        for digest in self._digests:
-            found |= hmac.compare_digest(given, digest)
+        found: frozenset[str] | None = None
+        for digest, scopes in zip(self._digests, self._scopes, strict=True):
+            if hmac.compare_digest(given, digest):
+                found = scopes
         return found
+
+
+def scope_of(method: str, path: str) -> str:
+    """What a token must be allowed for a route."""
+    parts = path.split("/")
+    if parts[1] == "v1" and parts[2:3] in (["stream"], ["events"], ["ws"], ["subscriptions"]):
+        return "events"
+    if path == "/get-online-features" or (method == "GET" and parts[1:3] == ["v1", "features"]):
+        return "features"
+    if method == "GET" and path in ("/", "/metrics", "/v1/status"):
+        return "status"
+    return ADMIN
 
 
 def is_local_host(host: str) -> bool:

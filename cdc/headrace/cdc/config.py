@@ -91,6 +91,19 @@ class ServerConfig(Section, frozen=True):
         dict[str, str],
         Meta(description="Name -> bearer token. With any token set, every route but /healthz, /readyz wants one."),
     ] = msgspec.field(default_factory=dict[str, str])
+    scopes: Annotated[
+        dict[str, list[Literal["events", "features", "status", "admin"]]],
+        Meta(
+            description="Name of a token -> what it may: events (read and commit subscriptions), features (read them), status (and metrics),"
+            " admin (everything). A token that isn't named here may everything.",
+            examples=[{"mailer": ["events"]}],
+        ),
+    ] = msgspec.field(default_factory=dict[str, list[Literal["events", "features", "status", "admin"]]])
+
+    def __post_init__(self) -> None:
+        for name in self.scopes:
+            if name not in self.tokens:
+                raise ValueError(f'scopes names "{name}", which is no token')
 
 
 class Config(Struct, frozen=True):

@@ -29,7 +29,10 @@ def ask(config: Config, path: str, body: object = None, *, timeout_s: float = _T
     if body is not None:
         request.data = msgspec.json.encode(body)
         request.add_header("Content-Type", "application/json")
-    token = next(iter(config.server.tokens.values()), None)
+    scopes = config.server.scopes
+    # The first that may everything, else the first.
+    names = sorted(config.server.tokens, key=lambda name: name in scopes and "admin" not in scopes[name])
+    token = config.server.tokens[names[0]] if names else None
     if token is not None:
         request.add_header("Authorization", f"Bearer {token}")
     # No proxy of the environment stands between this machine and itself.

@@ -34,7 +34,7 @@ from aiohttp.http import HttpProcessingError
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from headrace.cdc.auth import Tokens, is_local_host
+from headrace.cdc.auth import ADMIN, Tokens, is_local_host, scope_of
 from headrace.cdc.config import ServerConfig
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.customers import Customers, CustomersAsked
@@ -89,7 +89,7 @@ class WebServer:
         Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens or write keys.
         """
         self._address = ListenAddress.parse(config.listen)
-        self._tokens = Tokens(config.tokens)
+        self._tokens = Tokens(config.tokens, config.scopes)
         if not self._tokens and not is_loopback(self._address.host):
             raise ServerError(
                 f"server.listen is {self._address}, which other machines can reach, and server.tokens is empty: "
@@ -222,8 +222,16 @@ class WebServer:
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         if self._tokens:
-            if self._tokens.admit(request.headers.get("Authorization")):
-                return None
+            scopes = self._tokens.admit(request.headers.get("Authorization"))
+            if scopes is not None:
+                wanted = scope_of(request.method, request.path)
+                if wanted in scopes or ADMIN in scopes:
+                    return None
+                return error_response(
+                    403,
+                    f"this token may {', '.join(sorted(scopes)) or 'nothing'}, and the route wants {wanted}",
+                    "use another token, or give this one more under server.scopes",
+                )
             refused = error_response(
                 401,
                 "this route wants a bearer token, and the request has none that is known",

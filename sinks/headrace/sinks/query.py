@@ -8,24 +8,42 @@ partition. It is text to hand back, not to take apart: only this file reads it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Final, Self, TypeVar, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Self, TypeVar, get_args
 
 import msgspec
 from multidict import MultiMapping
 
+from headrace.cdc.config import TransformWhen
 from headrace.cdc.errors import ServerError
-from headrace.cdc.event import Kind
+from headrace.cdc.event import CustomerEvent, Kind
 from headrace.cdc.eventfilter import EventFilter
+from headrace.cdc.process.draft import Draft, Unfit
+from headrace.cdc.process.transform import Problems, compile_when
 from headrace.sinks.envelope import Envelope
 
 _T = TypeVar("_T")
 
-_COMMON: Final = ("from", "partition", "name", "kind", "table", "key", "heartbeats", "envelope", "format")
+_COMMON: Final = (
+    "from",
+    "partition",
+    "name",
+    "kind",
+    "table",
+    "key",
+    "where",
+    "share",
+    "heartbeats",
+    "envelope",
+    "format",
+    "subscription",
+)
 _PULL: Final = (*_COMMON, "limit", "wait")
 _MAX_LIMIT = 10_000
 _MAX_WAIT_S = 60.0
 _MAX_FILTER_VALUES = 1_000
+_MAX_CONDITIONS = 20
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class RequestError(ServerError):
@@ -71,6 +89,8 @@ class Query(msgspec.Struct, frozen=True):
     envelope: Envelope
     limit: int = 1_000
     wait_s: float = 0.0
+    subscription: str | None = None
+    """Name under which the place is kept, with the share in it."""
 
     @classmethod
     def parse(cls, query: MultiMapping[str], *, partitions: int, is_pull: bool) -> Self:
@@ -85,7 +105,16 @@ class Query(msgspec.Struct, frozen=True):
             tables=_values(query, "table"),
             keys=_values(query, "key"),
             has_heartbeats=_choice(query, "heartbeats", {"0": False, "1": True}, default="0"),
+            share=_share(query),
+            where=_where(query),
         )
+        subscription = None
+        if "subscription" in query:
+            subscription = _single(query, "subscription")
+            if _NAME.fullmatch(subscription) is None:
+                raise _bad("subscription", "must be 1 to 64 letters, digits, - or _, beginning with a letter or digit")
+            if filters.share is not None:
+                subscription += f".{filters.share[0]}-{filters.share[1]}"
         partition = _number(query, "partition", 0, partitions - 1) if "partition" in query else None
         wait_s = 0.0
         if "wait" in query:
@@ -100,6 +129,7 @@ class Query(msgspec.Struct, frozen=True):
             envelope=_envelope(query),
             limit=_number(query, "limit", 1, _MAX_LIMIT) if "limit" in query else 1_000,
             wait_s=wait_s,
+            subscription=subscription,
         )
 
 
@@ -130,6 +160,41 @@ def parse_cursor(
     if len(offsets) != partitions:
         raise _bad(parameter, f"is a cursor of {len(offsets)} partitions; this log has {partitions}")
     return offsets if partition is None else {partition: offsets[partition]}
+
+
+def _share(query: MultiMapping[str]) -> tuple[int, int] | None:
+    if "share" not in query:
+        return None
+    match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", _single(query, "share"))
+    if match is None or not int(match[1]) < int(match[2]):
+        raise _bad("share", "must be I/N with I from 0 to N - 1, such as 0/4, 1/4, 2/4 and 3/4 for four subscribers")
+    return int(match[1]), int(match[2])
+
+
+def _where(query: MultiMapping[str]) -> Callable[[CustomerEvent], bool] | None:
+    """The conditions of a pipeline's step, as a JSON object."""
+    if "where" not in query:
+        return None
+    try:
+        where = msgspec.json.decode(_single(query, "where"), type=dict[str, Any])
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        raise _bad("where", 'must be a JSON object, such as {"properties.total": {"above": 100}}') from None
+    if len(where) > _MAX_CONDITIONS:
+        raise _bad("where", f"has more than {_MAX_CONDITIONS} conditions")
+    try:
+        test = compile_when(TransformWhen(where=where))
+    except Problems as problems:
+        raise _bad("where", "; ".join(line.removeprefix("when.where.") for line in problems.lines)) from None
+    if test is None:
+        return None
+
+    def passes(event: CustomerEvent) -> bool:
+        try:
+            return test(Draft(event))
+        except (msgspec.DecodeError, Unfit):
+            return False
+
+    return passes
 
 
 def _envelope(query: MultiMapping[str]) -> Envelope:

@@ -4,8 +4,10 @@
 
     GET /v1/stream   text/event-stream, resumed by Last-Event-ID or from=; heartbeats of our own as comments
     GET /v1/events   application/x-ndjson, one page; the answer's header Headrace-Next is the from= of the next
+    GET /v1/ws       one WebSocket: credit, acks, filters that change (websocket.py)
+    GET /v1/subscriptions; POST /v1/subscriptions/NAME/commit; DELETE /v1/subscriptions/NAME     named ones (named.py)
 
-A subscription has no state on the server: it is a reader of the log with a cursor that the client keeps. One follower a partition
+Without a name a subscription has no state on the server: it is a reader of the log with a cursor that the client keeps. One follower a partition
 waits at the log's end and wakes all readers; their bytes are shared (frames.py). A slow reader is one write behind its socket's buffer
 and otherwise stands still in the log. Without readers nothing is read. Query and cursor are query.py's.
 """
@@ -24,13 +26,16 @@ from aiohttp import web
 from msgspec import Meta
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from headrace.cdc.config import Section
+from headrace.cdc.config import Duration, Section
 from headrace.cdc.consumer import Health, Services
 from headrace.cdc.errors import HeadraceError, Trimmed
 from headrace.cdc.log.base import Bounds, EventLog
-from headrace.cdc.web import error_response
+from headrace.cdc.sources.ending import end
+from headrace.cdc.web import error_response, json_response
 from headrace.sinks.frames import Block, BlockCache
+from headrace.sinks.named import NamedPlaces
 from headrace.sinks.query import Place, Query, RequestError, parse_cursor
+from headrace.sinks.websocket import SocketSession, is_own_page, new_socket
 
 _log = logging.getLogger("headrace.subscribe")
 
@@ -47,6 +52,7 @@ _PAGE_SCAN_S = 2.0
 _RETRY_MS = 1_000
 _RETRY_AFTER_ERROR_MS = 30_000
 _RETRY_AFTER_S: Final = "5"
+_TEND_EVERY_S = 60.0
 
 
 class SubscribeConfig(Section, frozen=True):
@@ -56,16 +62,23 @@ class SubscribeConfig(Section, frozen=True):
         int,
         Meta(ge=1, le=100_000, description="Open streams and waiting pulls at most; more get 503 with Retry-After."),
     ] = 1_000
+    forget_after: Annotated[
+        Duration | None,
+        Meta(
+            description="A named subscription that nobody has used for so long is forgotten, and holds back no events any more; null: never. Default: 7d."
+        ),
+    ] = msgspec.field(default_factory=lambda: Duration.parse("7d"))
 
 
 class _Reader:
     """One open request."""
 
-    __slots__ = ("ends", "place", "request", "waker", "writing_since", "written_at")
+    __slots__ = ("ends", "place", "request", "subscription", "waker", "writing_since", "written_at")
 
     def __init__(self, request: web.Request) -> None:
         self.request = request
         self.place = Place("", {})
+        self.subscription: str | None = None
         self.ends: dict[int, int] = {}
         """The log's ends when the request came: the follower may not have got there yet."""
         self.waker: asyncio.Future[None] | None = None
@@ -106,6 +119,9 @@ class Subscriptions:
         self._wanted = asyncio.Event()
         self._readers: set[_Reader] = set()
         self._blocks = BlockCache()
+        forget_after = self._config.forget_after
+        self._named = NamedPlaces(log, forget_after_s=None if forget_after is None else forget_after.s)
+        self._tended_at = 0.0
         self._streams = Gauge("headrace_subscribe_open_readers", "Open streams and pulls.", registry=registry)
         self._delivered = Counter(
             "headrace_subscribe_delivered_events", "Events written to readers.", registry=registry
@@ -135,6 +151,10 @@ class Subscriptions:
         return [
             web.get("/v1/stream", self._stream, allow_head=False),
             web.get("/v1/events", self._events, allow_head=False),
+            web.get("/v1/ws", self._socket, allow_head=False),
+            web.get("/v1/subscriptions", self._names),
+            web.post("/v1/subscriptions/{name}/commit", self._commit),
+            web.delete("/v1/subscriptions/{name}", self._forget),
         ]
 
     def health(self) -> Iterable[Health]:
@@ -190,6 +210,9 @@ class Subscriptions:
         while True:
             await asyncio.sleep(_TICK_S)
             now = self._clock()
+            if now - self._tended_at > _TEND_EVERY_S:
+                self._tended_at = now
+                await self._tend()
             for reader in self._readers:
                 if reader.is_gone:
                     reader.wake()
@@ -197,6 +220,14 @@ class Subscriptions:
                     transport = reader.request.transport
                     if transport is not None:
                         transport.abort()
+
+    async def _tend(self) -> None:
+        """Keep the names that are in use, forget those that aren't."""
+        for reader in list(self._readers):
+            if reader.subscription is not None:
+                await self._named.touch(reader.subscription, reader.place.offsets)
+        for name in await self._named.forget_unused():
+            _log.warning("subscription %s: nobody has used it for long; it is forgotten", name)
 
     def _wake_all(self) -> None:
         for reader in self._readers:
@@ -284,6 +315,24 @@ class Subscriptions:
                     first_offset=bounds[partition].first,
                 )
 
+    async def _begin(self, reader: _Reader, query: Query, last: str, default: str) -> None:
+        """Where a request begins: at what the client has seen, else where its name was committed, else where it asks. Raises as _locate."""
+        name = reader.subscription = query.subscription
+        stored = None
+        if name is not None:
+            lanes = list(range(self._log_engine.partitions)) if query.partition is None else [query.partition]
+            stored = await self._named.place(name, lanes)
+        if last or stored is None:
+            start = last or query.start or default
+            await self._locate(reader, query, start, parameter="Last-Event-ID" if last else "from")
+        else:
+            is_partial = self._log_engine.partitions > 1 and len(stored) == 1
+            cursor = Place(self._log_engine.generation, stored, is_partial).cursor()
+            await self._locate(reader, query, cursor, parameter="subscription")
+        if name is not None and stored is None:
+            # From here on the log keeps what it hasn't read.
+            await self._named.commit(name, reader.place)
+
     def _end(self, reader: _Reader, partition: int) -> int:
         followed = self._ends[partition] if partition < len(self._ends) else 0
         return max(followed, reader.ends.get(partition, 0), reader.place.offsets[partition])
@@ -316,9 +365,7 @@ class Subscriptions:
                 trimmed: Trimmed | None = None
                 try:
                     # A browser that reconnects asks the same URL again: what it has seen counts, not where it began.
-                    await self._locate(
-                        reader, query, last or query.start or "latest", parameter="Last-Event-ID" if last else "from"
-                    )
+                    await self._begin(reader, query, last, "latest")
                 except Trimmed as error:
                     trimmed = error
                 response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
@@ -407,7 +454,7 @@ class Subscriptions:
             query = Query.parse(request.query, partitions=self._log_engine.partitions, is_pull=True)
             with self._admitted(request) as reader:
                 try:
-                    await self._locate(reader, query, query.start or "earliest", parameter="from")
+                    await self._begin(reader, query, "", "earliest")
                     lines = await self._page(reader, query)
                 except Trimmed as error:
                     body = await self._trimmed_body(error, query)
@@ -471,6 +518,143 @@ class Subscriptions:
                 return lines
             await self._news(reader, query.wait_s - elapsed_s)
         return lines
+
+    # GET /v1/ws
+
+    async def _socket(self, request: web.Request) -> web.StreamResponse:
+        if not is_own_page(request):
+            return error_response(403, "a page of another origin can't open this", "open it from a page of this server")
+        try:
+            await self._ready()
+            with self._admitted(request) as reader:
+                socket = new_socket()
+                await socket.prepare(request)
+                log = self._log_engine
+                session = SocketSession(socket, generation=log.generation, partitions=log.partitions)
+                listening = asyncio.create_task(session.listen())
+                try:
+                    await self._serve(reader, session)
+                except ConnectionResetError:
+                    _log.debug("a socket's client went away")
+                except Exception:  # noqa: BLE001 - a defect of ours must end this connection only
+                    _log.exception("a socket failed")
+                finally:
+                    await end(listening)
+                    await socket.close()
+                return socket
+        except RequestError as error:
+            return _refusal(error)
+
+    async def _serve(self, reader: _Reader, session: SocketSession) -> None:
+        begun = False
+        try:
+            while self._running.is_set() and not session.is_over:
+                session.changed.clear()
+                if session.query is not None and not begun:
+                    begun = True
+                    await self._begin(reader, session.query, "", "latest")
+                while not session.acks.empty():
+                    cursor = session.acks.get_nowait()
+                    await self._commit_cursor(session, cursor)
+                    await session.say(type="acked", cursor=cursor)
+                if not begun or not await self._send_some(reader, session):
+                    await self._socket_news(reader, session)
+            if session.failure is not None:
+                raise session.failure
+        except Trimmed as error:
+            assert session.query is not None
+            body = await self._trimmed_body(error, session.query)
+            await session.say(type="error", **body)
+        except HeadraceError as error:
+            await session.say_error(error)
+
+    async def _send_some(self, reader: _Reader, session: SocketSession) -> bool:
+        """Events up to the credit, of the next block; False when there are none or there is no credit."""
+        query, place = session.query, reader.place
+        assert query is not None
+        if session.credit <= 0:
+            return False
+        for partition, offset in place.offsets.items():
+            block = await self._block(partition, offset) if offset < self._end(reader, partition) else None
+            if block is None:
+                continue
+            form = block.form(query.envelope)
+            sent = 0
+            for index, event in enumerate(block.events):
+                place.offsets[partition] = block.first + index + 1
+                if query.filter.passes(event):
+                    line = form.json(index)
+                    reader.written_at = reader.writing_since = self._clock()
+                    await session.say_event(place.cursor(), line)
+                    reader.writing_since = None
+                    sent += 1
+                    self._written.inc(len(line))
+                    if session.credit <= 0:
+                        break
+            self._delivered.inc(sent)
+            if not sent:
+                await session.say(type="place", cursor=place.cursor())
+            await asyncio.sleep(0)
+            return True
+        return False
+
+    async def _socket_news(self, reader: _Reader, session: SocketSession) -> None:
+        """Until the client has said something, or the log has more."""
+        listening = asyncio.create_task(session.changed.wait())
+        following = asyncio.create_task(self._news(reader, self._keepalive_s))
+        try:
+            await asyncio.wait([listening, following], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end(listening)
+            await end(following)
+
+    # named subscriptions
+
+    async def _commit_cursor(self, session: SocketSession, cursor: str) -> None:
+        query = session.query
+        assert query is not None and query.subscription is not None
+        await self._named.commit(query.subscription, self._place_of(cursor, query.partition))
+
+    def _place_of(self, cursor: str, partition: int | None) -> Place:
+        log = self._log_engine
+        offsets = parse_cursor(
+            cursor, generation=log.generation, partitions=log.partitions, partition=partition, parameter="cursor"
+        )
+        return Place(log.generation, offsets)
+
+    async def _names(self, request: web.Request) -> web.StreamResponse:
+        return json_response({"subscriptions": await self._named.names()})
+
+    async def _commit(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        try:
+            if request.content_type != "application/json":
+                raise RequestError("the body isn't application/json", status=415)
+            try:
+                asked = msgspec.json.decode(await request.read(), type=dict[str, str])
+                cursor = asked["cursor"]
+            except (msgspec.MsgspecError, KeyError):
+                raise RequestError("the body can't be used", advice='send {"cursor": "..."}') from None
+            if name not in await self._named.names():
+                raise RequestError(
+                    f"there is no subscription {name[:80]!r}",
+                    status=404,
+                    advice="open it first: /v1/stream?subscription=NAME",
+                )
+            place = self._place_of(cursor, None)
+            for partition, offset in place.offsets.items():
+                if offset > (await self._log_engine.bounds(partition)).end:
+                    raise RequestError("the cursor is beyond the log's end", status=409)
+            await self._named.commit(name, place)
+        except RequestError as error:
+            return _refusal(error)
+        return json_response({"committed": cursor})
+
+    async def _forget(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        if await self._named.forget(name):
+            return json_response({"forgotten": name})
+        return error_response(404, f"there is no subscription {name[:80]!r}", "GET /v1/subscriptions names them")
 
 
 def _keepalive(place: Place) -> bytes:

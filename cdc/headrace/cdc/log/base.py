@@ -141,6 +141,14 @@ class EventLog(Protocol):
         """The stored cursor; None for a group that never committed."""
         ...
 
+    async def groups(self) -> dict[str, dict[int, Cursor]]:
+        """Every stored cursor: group -> partition -> cursor."""
+        ...
+
+    async def forget(self, group: str) -> None:
+        """Drop a group's cursors; durable on return. They hold nothing back any more; a group that isn't there is fine."""
+        ...
+
     async def source_state(self, source: str) -> bytes | None:
         """State of the last append of that source; None for a source that never appended."""
         ...

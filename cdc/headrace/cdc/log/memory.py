@@ -185,6 +185,12 @@ class MemoryLog:
             groups.setdefault(group, {})[partition] = cursor
         return groups
 
+    async def forget(self, group: str) -> None:
+        """See EventLog.forget."""
+        self._check_open()
+        for place in [place for place in self._content.cursors if place[0] == group]:
+            del self._content.cursors[place]
+
     async def source_state(self, source: str) -> bytes | None:
         self._check_open()
         return self._content.states.get(source)

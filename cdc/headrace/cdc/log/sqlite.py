@@ -46,6 +46,7 @@ from headrace.cdc.log.sqlite_reader import SQLiteLogReader
 from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings
 from headrace.cdc.log.sqlite_writer import (
     Append,
+    DropCursors,
     DropLetters,
     Emptied,
     Job,
@@ -376,6 +377,13 @@ class SQLiteLog:
         """Every stored cursor: group -> partition -> cursor."""
         return by_group(self._cursors)
 
+    async def forget(self, group: str) -> None:
+        """See EventLog.forget."""
+        self._check_open()
+        for place in [place for place in self._cursors_asked if place[0] == group]:
+            del self._cursors_asked[place]
+        await self._submit(DropCursors(group))
+
     async def source_state(self, source: str) -> bytes | None:
         self._check_open()
         return await self._readers.run(lambda connection: source_state(connection, self._path, source))
@@ -503,6 +511,9 @@ class SQLiteLog:
                 self._letters += len(work.letters)
             elif isinstance(work, SetCursor):
                 self._cursors[work.group, work.partition] = work.cursor
+            elif isinstance(work, DropCursors):
+                for place in [place for place in self._cursors if place[0] == work.group]:
+                    del self._cursors[place]
             elif job.result is not None:
                 self._trimmed(job.result)
                 result = job.result

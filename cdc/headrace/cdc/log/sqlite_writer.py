@@ -83,6 +83,10 @@ class SetCursor(msgspec.Struct, gc=False, frozen=True):
     cursor: Cursor
 
 
+class DropCursors(msgspec.Struct, gc=False, frozen=True):
+    group: str
+
+
 class DropLetters(msgspec.Struct, gc=False, frozen=True):
     ids: tuple[int, ...]
 
@@ -99,7 +103,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 Upkeep: TypeAlias = DropLetters | MergeIds | ForgetIds | ForgetLetters | Erase
-Work: TypeAlias = Append | Stage | Unstage | SetCursor | Trim | Retain | Sweep | Emptied | Upkeep
+Work: TypeAlias = Append | Stage | Unstage | SetCursor | DropCursors | Trim | Retain | Sweep | Emptied | Upkeep
 
 
 class Job(msgspec.Struct, gc=False):
@@ -260,6 +264,7 @@ class SQLiteWriter:
         published: list[int] = []
         sources: dict[str, bytes] = {}
         cursors: dict[tuple[str, int], Cursor] = {}
+        gone: set[str] = set()
         runs: dict[int, _Run] = {}
         ids: list[bytes] = []
         ids_us = 0
@@ -289,6 +294,10 @@ class SQLiteWriter:
                 self._garbage += [one.id for one in self._staged.pop(work.source, ())]
             elif isinstance(work, SetCursor):
                 cursors[work.group, work.partition] = work.cursor
+            elif isinstance(work, DropCursors):
+                gone.add(work.group)
+                for place in [place for place in cursors if place[0] == work.group]:
+                    del cursors[place]
         for run in runs.values():
             blobs.extend(run.cut())
         execute("begin immediate")
@@ -305,6 +314,8 @@ class SQLiteWriter:
                 "insert into source values (?, ?) on conflict (name) do update set state = excluded.state",
                 (name, state),
             )
+        for group in gone:
+            execute('delete from cursor where "group" = ?', (group,))
         for (group, partition), cursor in cursors.items():
             execute(
                 "insert or replace into cursor values (?, ?, ?, ?)", (group, partition, cursor.offset, cursor.state)
