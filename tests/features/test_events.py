@@ -18,6 +18,7 @@ from headrace.features.engine import FeatureEngine
 from headrace.features.loading import load_definitions
 from headrace.features.store.memory import MemoryStore
 from headrace.features.store.sqlite import SQLiteStore
+from headrace.features.verify import verify
 
 DEFINITIONS = """
 from headrace.features import *
@@ -119,6 +120,36 @@ async def test_events_are_counted_by_customer_and_by_property(definitions: Path)
     await until_value(fed, "views_1m", 0)
     assert (await fed.read("views", "c1") or {})["views_1h"] == 2
     await fed.stop()
+
+
+async def test_verify_finds_no_differing_bit_and_finds_one_that_is_made(definitions: Path, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    log = SlicedLog()
+    fed = Fed(definitions, log, MemoryStore())
+    for number in range(300):
+        await log.add(
+            event(
+                number,
+                f"c{number % 7}",
+                {"sku": f"s{number % 5}", "product": {"price": rng.random()}},
+                START_US + number * SECOND_US,
+                anonymous="a1",
+            )
+        )
+    await fed.follow()
+    async with asyncio.timeout(20):
+        while fed.engine.status()["views"]["views"]["stored_offset"] < 300:
+            await asyncio.sleep(0.01)
+    await fed.stop()
+    store = fed.store
+    await store.open()
+    view = fed.views[0]
+    verdict = await verify(view, store, log, None, sample=100)
+    assert (verdict.differing_bits, verdict.note, verdict.entities + verdict.pending) == (0, "", 7), verdict
+    for row in store._views[view.spec.name].rows.values():
+        row.values["price"] = row.values["dearest"]
+    verdict = await verify(view, store, log, None, sample=100)
+    assert verdict.differing_bits > 0 and "price is served as" in verdict.examples[0]
 
 
 async def until_value(fed: Fed, name: str, wanted: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from fix_features import START_US
 from headrace.cdc.errors import StoreError
-from headrace.features.server import FeatureServer
+from headrace.features.server import Applied, FeatureServer
 from headrace.features.spec import Field, ValueType, ViewSpec
 from headrace.features.store.base import Checkpoint, EntityWrite, OnlineStore, ViewWrite
 from headrace.features.store.memory import MemoryStore
@@ -253,3 +254,40 @@ async def test_a_store_that_is_away_answers_503_in_words(
     async with client.get("/v1/features/orders?customer_id=1") as response:
         assert response.status == 503
         assert words in (await response.json())["error"]
+
+
+async def test_a_reader_may_wait_for_its_own_write(place: Place) -> None:
+    applied = Applied(5, START_US, {"shop": "0/10:3"})
+    server = FeatureServer([ORDERS], lambda: place.store, clock=lambda: place.now_s, applied=lambda: applied)
+    app = web.Application()
+    app.add_routes(server.routes())
+    async with TestClient(TestServer(app)) as client:
+
+        async def asked(**min_position: Any) -> tuple[int, Any]:
+            return await ask(
+                client, {"features": ["orders:total"], "entities": {"customer_id": [1]}, "min_position": min_position}
+            )
+
+        status, body = await asked(offset=5)
+        assert status == 200 and body["metadata"]["offset"] == 5 and body["metadata"]["log_time"].startswith("2023-")
+        assert (await asked(source="shop", position="0/10"))[0] == 200
+        status, body = await asked(offset=6, wait_ms=20)
+        assert status == 503 and "applied is offset 5" in body
+        status, body = await asked(source="shop", position="0/11", wait_ms=20)
+        assert status == 503 and "applied is 0/10:3" in body
+        waiting = asyncio.create_task(asked(source="shop", position="0/1F", wait_ms=20_000))
+        await asyncio.sleep(0)
+        applied = Applied(6, START_US, {"shop": "0/20"})
+        while not waiting.done():
+            server.moved()
+            await asyncio.sleep(0.001)
+        assert (await waiting)[0] == 200
+        for wrong in (
+            {},
+            {"offset": 1, "source": "shop"},
+            {"source": "shop"},
+            {"source": "shop", "position": "uuid:1-5"},
+            {"offset": 1, "wait_ms": 99_999},
+            {"lsn": 1},
+        ):
+            assert (await asked(**wrong))[0] == 422

@@ -22,6 +22,7 @@ from rich.text import Text
 from headrace.cdc.command import Command
 from headrace.cdc.config import Config, load
 from headrace.cdc.errors import ConfigError, DefinitionError
+from headrace.cdc.log.reader import open_reader
 from headrace.features.answer import entity_answer, key_of, readable
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
@@ -29,7 +30,9 @@ from headrace.features.loading import load_definitions
 from headrace.features.offline import commands as offline
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.store.base import OnlineStore
+from headrace.features.verify import Verdict, verify
 
+_DIFFERS = 7
 _STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim"}
 _MEANING = {
     "added": "filled from the log when headrace starts next",
@@ -54,6 +57,17 @@ def _configure(parser: ArgumentParser) -> None:
     get.add_argument("view", metavar="VIEW", help="name of the feature view")
     get.add_argument("keys", metavar="KEY=VALUE", nargs="+", help="the entity: each join key and its value")
     get.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    check = actions.add_parser(
+        "verify", help="compare serving, the feature log and a recomputation from the events, bit by bit"
+    )
+    check.add_argument(
+        "config", metavar="FILE", nargs="?", default="headrace.yaml", help="configuration (default: %(default)s)"
+    )
+    check.add_argument("--view", action="append", default=[], help="only this view; may be repeated")
+    check.add_argument(
+        "--sample", type=int, default=1000, metavar="N", help="entities of each view at most (default: %(default)s)"
+    )
+    check.add_argument("--json", action="store_true", help="one JSON object, for machines")
     offline.configure(actions)
 
 
@@ -71,7 +85,52 @@ def _run(arguments: Namespace) -> int:
         return _apply(config, section, views, is_dry=arguments.dry_run, is_json=arguments.json)
     if arguments.action == "get":
         return _get(config, section, views, arguments)
+    if arguments.action == "verify":
+        return _verify(config, section, views, arguments)
     return offline.run(config, section, views, arguments)
+
+
+def _verify(config: Config, section: FeaturesConfig, views: Sequence[CompiledView], arguments: Namespace) -> int:
+    """0 when no bit differs, 7 when one does."""
+    known = {view.spec.name: view for view in views}
+    for name in arguments.view:
+        if name not in known:
+            raise DefinitionError(f"view {name!r} is not defined", advice=f"ask for one of: {', '.join(known)}")
+    folder = None if section.offline is None else config.path(section.offline.path)
+
+    async def compare() -> list[Verdict]:
+        reader = await open_reader(config)
+        try:
+            async with _opened(config, section) as store:
+                return [
+                    await verify(known[name], store, reader, folder, sample=arguments.sample)
+                    for name in arguments.view or known
+                ]
+        finally:
+            await reader.close()
+
+    verdicts = asyncio.run(compare())
+    differing = sum(verdict.differing_bits + verdict.logged_differing_bits for verdict in verdicts)
+    if arguments.json:
+        _write_json({"differing_bits": differing, "views": msgspec.to_builtins(verdicts)})
+        return _DIFFERS if differing else 0
+    console = Console(highlight=False, soft_wrap=True)
+    for verdict in verdicts:
+        line = Text(verdict.view, "bold")
+        line.append(f"  {verdict.values:,} values of {verdict.entities:,} entities recomputed: ", "")
+        line.append(f"{verdict.differing_bits:,} bits differ", "green" if not verdict.differing_bits else "bold red")
+        if verdict.logged_entities:
+            line.append(f"; {verdict.logged_values:,} against the feature log: ")
+            bad = verdict.logged_differing_bits
+            line.append(f"{bad:,} bits differ", "green" if not bad else "bold red")
+        console.print(line)
+        if verdict.pending:
+            console.print(Text(f"  {verdict.pending:,} entities are about to decay and were left out", "dim"))
+        if verdict.note:
+            console.print(Text(f"  {verdict.note}", "yellow"))
+        for example in verdict.examples:
+            console.print(f"  {example}", markup=False)
+    return _DIFFERS if differing else 0
 
 
 def _apply(

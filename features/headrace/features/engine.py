@@ -31,7 +31,7 @@ from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, schema_of
-from headrace.features.server import FeatureServer
+from headrace.features.server import Applied, FeatureServer
 from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
 
@@ -90,7 +90,10 @@ class FeatureEngine:
         self._monotonic = monotonic
         self._most_states = most_states
         self._metrics = FeatureMetrics(registry)
-        self._server = FeatureServer([view.spec for view in views], lambda: self._store, clock=clock)
+        self._server = FeatureServer(
+            [view.spec for view in views], lambda: self._store, clock=clock, applied=self._applied
+        )
+        self._positions: dict[str, str] = {}
         self._store: OnlineStore | None = None
         self._main: Lane | None = None
         self._behind: list[Lane] = []
@@ -202,6 +205,13 @@ class FeatureEngine:
             status["feature_log"] = self._store.status()
         return status
 
+    def _applied(self) -> Applied | None:
+        """Of the view that is furthest behind."""
+        if self._main is None:
+            return None
+        offset = min(lane.offset for lane in (self._main, *self._behind))
+        return Applied(offset, self._main.log_time_us, {} if self._behind else self._positions)
+
     async def _begin(self, store: OnlineStore) -> None:
         """Find each view's place; views at the same place share a lane, the furthest is the main one."""
         bounds = await self._log.bounds(0)
@@ -255,6 +265,9 @@ class FeatureEngine:
             return
         self._end = max(batch.next_offset, (await self._log.bounds(0)).end)
         touching = await lane.apply(batch.events)
+        for event in batch.events:
+            self._positions[event.source] = event.position
+        self._server.moved()
         self._measure(touching)
 
     async def _catch_up(self) -> None:

@@ -7,16 +7,19 @@ view's ttl. Reads go straight to the store; nothing is computed here.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from aiohttp import web
 
-from headrace.cdc.errors import StoreError
+from headrace.cdc.errors import DecodeError, StoreError
 from headrace.cdc.event import Value
-from headrace.features.answer import column, entity_answer, key_column, key_of, key_part
+from headrace.cdc.position import parse_lsn
+from headrace.features.answer import column, entity_answer, key_column, key_of, key_part, timestamp
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import FeatureRow, OnlineStore
@@ -26,6 +29,23 @@ MOST_ENTITIES: Final = 10_000
 _encode = msgspec.json.Encoder().encode
 
 
+class _MinPosition(msgspec.Struct, forbid_unknown_fields=True):
+    """Answer only once this is applied: an offset of the log, or a place in a source (PostgreSQL: pg_current_wal_lsn() behind the commit)."""
+
+    offset: int | None = None
+    source: str | None = None
+    position: str | None = None
+    wait_ms: Annotated[int, msgspec.Meta(ge=0, le=30_000)] = 2_000
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """How far the rows are. positions: of the newest event applied of each source."""
+
+    offset: int
+    log_time_us: int
+    positions: Mapping[str, str]
+
+
 class _Request(msgspec.Struct):
     """Body of /get-online-features; further fields of Feast's are accepted and have no effect."""
 
@@ -33,6 +53,7 @@ class _Request(msgspec.Struct):
     features: list[str] | None = None
     feature_service: str | None = None
     full_feature_names: bool = False
+    min_position: _MinPosition | None = None
 
 
 _decode_request: Final = msgspec.json.Decoder(_Request).decode
@@ -57,10 +78,19 @@ class FeatureServer:
         store: Callable[[], OnlineStore | None],
         *,
         clock: Callable[[], float] = time.time,
+        applied: Callable[[], Applied | None] = lambda: None,
     ) -> None:
+        """applied: how far the rows are; asked again after each ``moved``."""
+        self._applied = applied
+        self._moved = asyncio.Event()
         self._views = {view.name: view for view in views}
         self._store = store
         self._clock = clock
+
+    def moved(self) -> None:
+        """More is applied than before."""
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -72,6 +102,9 @@ class FeatureServer:
         try:
             asked = _parse(await request.read())
             groups = self._groups(asked)
+            if asked.min_position is not None:
+                await self._until(asked.min_position)
+            applied = self._applied()
             rows = _count_rows(asked.entities)
             now_us = int(self._clock() * 1_000_000)
             names: list[str] = list(asked.entities)
@@ -87,7 +120,33 @@ class FeatureServer:
             # Feast's shape: a JSON text inside a JSON text, from which its SDK makes the exception again.
             detail = {"module": "feast.errors", "class": refused.kind, "message": refused.message}
             return _json(_encode(detail).decode(), refused.status)
-        return _json({"metadata": {"feature_names": names}, "results": results})
+        metadata: dict[str, Any] = {"feature_names": names}
+        if applied is not None:
+            metadata |= {"offset": applied.offset, "log_time": timestamp(applied.log_time_us)}
+        return _json({"metadata": metadata, "results": results})
+
+    async def _until(self, wanted: _MinPosition) -> None:
+        """Return once it is applied. Raises _Refused: no such place; not in time."""
+        has_passed = _test(wanted)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wanted.wait_ms / 1000
+        while True:
+            moved = self._moved
+            applied = self._applied()
+            if applied is not None and has_passed(applied):
+                return
+            left_s = until - loop.time()
+            if left_s <= 0:
+                place = "nothing" if applied is None else f"offset {applied.offset}"
+                if applied is not None and wanted.source is not None:
+                    place = applied.positions.get(wanted.source, "nothing yet")
+                raise _Refused(
+                    503,
+                    "FeastProviderNotReady",
+                    f"min_position isn't applied after {wanted.wait_ms} ms: applied is {place}",
+                )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(moved.wait(), left_s)
 
     async def _one_entity(self, request: web.Request) -> web.Response:
         try:
@@ -159,6 +218,30 @@ class FeatureServer:
 
     def _known(self) -> str:
         return ", ".join(sorted(self._views)) or "none"
+
+
+def _test(wanted: _MinPosition) -> Callable[[Applied], bool]:
+    """Raises _Refused."""
+    if wanted.offset is not None and wanted.source is None and wanted.position is None:
+        offset = wanted.offset
+        return lambda applied: applied.offset >= offset
+    if wanted.offset is not None or wanted.source is None or wanted.position is None:
+        raise _Refused(422, "FeastError", "min_position holds offset, or source and position")
+    source = wanted.source
+    try:
+        lsn = parse_lsn(wanted.position)
+    except DecodeError:
+        what = f"min_position.position of source {source} must be an LSN of PostgreSQL, such as 0/16B3748; for other sources give an offset"
+        raise _Refused(422, "FeastError", what) from None
+
+    def has_passed(applied: Applied) -> bool:
+        text = applied.positions.get(source, "").partition(":")[0]
+        try:
+            return parse_lsn(text) >= lsn
+        except DecodeError:
+            return False
+
+    return has_passed
 
 
 def _parse(body: bytes) -> _Request:
