@@ -31,6 +31,7 @@ from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, schema_of
+from headrace.features.pushing import PushRoutes
 from headrace.features.server import Applied, FeatureServer
 from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
@@ -94,6 +95,7 @@ class FeatureEngine:
             [view.spec for view in views], lambda: self._store, clock=clock, applied=self._applied
         )
         self._positions: dict[str, str] = {}
+        self._pushing = PushRoutes(views, log, self._server.until, clock=clock)
         self._store: OnlineStore | None = None
         self._main: Lane | None = None
         self._behind: list[Lane] = []
@@ -122,7 +124,7 @@ class FeatureEngine:
         return "features"
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return self._server.routes()
+        return [*self._server.routes(), *self._pushing.routes()]
 
     async def run(self) -> None:
         """Work until cancelled. Raises StoreError (retry) when the store fails; the next run goes on from the checkpoints."""

@@ -125,6 +125,11 @@ class FeatureServer:
             metadata |= {"offset": applied.offset, "log_time": timestamp(applied.log_time_us)}
         return _json({"metadata": metadata, "results": results})
 
+    async def until(self, offset: int, wait_s: float = 2.0) -> None:
+        """Return once this offset is applied, or after wait_s all the same."""
+        with contextlib.suppress(_Refused):
+            await self._until(_MinPosition(offset=offset, wait_ms=int(wait_s * 1000)))
+
     async def _until(self, wanted: _MinPosition) -> None:
         """Return once it is applied. Raises _Refused: no such place; not in time."""
         has_passed = _test(wanted)
