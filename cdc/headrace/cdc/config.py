@@ -24,6 +24,7 @@ from headrace.cdc.errors import ConfigError
 from headrace.cdc.pipeline_config import (
     ColumnsConfig,
     ConsentConfig,
+    CreditConfig,
     EventConfig,
     EventPrivacyConfig,
     FetchConfig,
@@ -521,6 +522,7 @@ __all__ = [
     "ColumnsConfig",
     "Config",
     "ConsentConfig",
+    "CreditConfig",
     "Duration",
     "EventConfig",
     "EventPrivacyConfig",

@@ -65,7 +65,7 @@ def _step(
         transform = TransformConfig(python=transform)
     try:
         when = compile_when(transform.when)
-        if transform.parse or transform.locate or transform.lookup or transform.fetch:
+        if transform.parse or transform.locate or transform.lookup or transform.fetch or transform.credit:
             return only(when, _enriching(config, transform, knowledge))
         if transform.python is None:
             return compile_step(transform)
@@ -118,6 +118,15 @@ def _enriching(config: Config, transform: TransformConfig, knowledge: Knowledge)
             raise Problems([f"lookup: {schema}.{table} is captured without {', '.join(lost)}"])
         mirror.add(lookup)
         return enrich.lookup_step(transform.lookup, lambda values: mirror.get(lookup, values))
+    if transform.credit is not None:
+        from headrace.cdc.enrich.records import RecentRecords
+
+        credit = transform.credit
+        records = knowledge.records = knowledge.records or RecentRecords(config.path(config.pipeline.records))
+        records.add(credit.record)
+        return enrich.credit_step(
+            credit, lambda customer: [(said.at_us, said.body) for said in records.of(credit.record, customer)]
+        )
     from headrace.cdc.enrich.fetch import Fetcher
 
     fetch = transform.fetch

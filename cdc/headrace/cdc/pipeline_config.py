@@ -24,6 +24,7 @@ _ACTIONS: Final = (
     "locate",
     "lookup",
     "fetch",
+    "credit",
 )
 
 
@@ -231,6 +232,26 @@ class FetchConfig(Section, frozen=True):
         return "FetchConfig()"
 
 
+class CreditConfig(Section, frozen=True):
+    """Which recommendation a customer acted on: the newest record of theirs that held the item is named in the event, unless it names one itself."""
+
+    record: Annotated[str, Meta(min_length=1, description="Name of the record events.", examples=["Recommended"])]
+    item: Annotated[str, Meta(description="Path of the item in the event.", examples=["properties.product_id"])]
+    into: Annotated[
+        str, Meta(description="Path for the recommendation's id.", examples=["properties.recommendationId"])
+    ]
+    items: Annotated[
+        str, Meta(description="Property of the record that lists items, as texts, numbers, or objects with an id.")
+    ] = "items"
+    id: Annotated[str, Meta(description="Property of the record that is its id.")] = "recommendationId"
+    impression: Annotated[
+        str | None, Meta(description="Path for the list of items that were shown.", examples=["properties.impression"])
+    ] = None
+    within: Annotated[Duration, Meta(description="A record older than that is no reason any more. Default: 24h.")] = (
+        msgspec.field(default_factory=lambda: Duration.parse("24h"))
+    )
+
+
 class TransformConfig(Section, frozen=True):
     """One step: exactly one thing to do, and to which events. A text in its place is ``python``."""
 
@@ -281,6 +302,7 @@ class TransformConfig(Section, frozen=True):
     ] = None
     lookup: LookupConfig | None = None
     fetch: FetchConfig | None = None
+    credit: CreditConfig | None = None
 
     def __post_init__(self) -> None:
         values = {word: getattr(self, word) for word in _ACTIONS}
@@ -308,6 +330,9 @@ class PipelineConfig(Section, frozen=True):
         ),
     ] = msgspec.field(default_factory=list[TransformConfig | str])
     lookups: Annotated[str, Meta(description="File that holds the rows which steps look up.")] = "headrace.lookups.db"
+    records: Annotated[
+        str, Meta(description="File that holds what customers were told lately, for steps that give credit.")
+    ] = "headrace.records.db"
 
 
 class EventConfig(Section, frozen=True):
@@ -369,6 +394,7 @@ __all__ = [
     "PYTHON_PATTERN",
     "ColumnsConfig",
     "ConsentConfig",
+    "CreditConfig",
     "EventConfig",
     "EventPrivacyConfig",
     "FetchConfig",

@@ -1,7 +1,8 @@
 """From events of SDKs, webhooks and other consumers to rows of one view: each event is a row that comes once and never changes.
 
 A column is a property, by its name or a path with dots (``product.price``), or of the event itself: ``event.key``, ``event.user_id``,
-``event.anonymous_id``, ``event.name``, ``event.source``, ``context.PATH``. What isn't there is NULL; so is an object or an array.
+``event.anonymous_id``, ``event.name``, ``event.source``, ``context.PATH``. A number is a place in an array
+(``items.0.id``). What isn't there is NULL; so is an object or an array.
 """
 
 from __future__ import annotations
@@ -65,9 +66,13 @@ def _getter(column: str) -> _Getter:
 
 def _at(tree: Any, parts: tuple[str, ...]) -> Any:
     for part in parts:
-        if not isinstance(tree, dict):
+        if isinstance(tree, list) and part.isdecimal():
+            place = int(part)
+            tree = tree[place] if place < len(tree) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        elif isinstance(tree, dict):
+            tree = tree.get(part)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+        else:
             return None
-        tree = tree.get(part)  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     return _plain(tree)  # pyright: ignore[reportUnknownArgumentType]
 
 

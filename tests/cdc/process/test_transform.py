@@ -223,7 +223,7 @@ def test_a_value_in_the_way_of_a_new_place_sets_the_event_aside() -> None:
 @pytest.mark.parametrize(
     ("step", "problem"),
     [
-        ({}, "pipeline.transforms[0]: a step does one thing of name, rename, set, remove, keep, drop, sample, python, parse, locate, lookup, fetch; it has none"),
+        ({}, "pipeline.transforms[0]: a step does one thing of name, rename, set, remove, keep, drop, sample, python, parse, locate, lookup, fetch, credit; it has none"),
         ({"drop": True, "sample": 0.5}, "it has drop and sample"),
         ({"renam": {}}, 'pipeline.transforms[0].renam: unknown key; did you mean "rename"?'),
         ({"sample": 2}, "pipeline.transforms[0].sample: expected"),

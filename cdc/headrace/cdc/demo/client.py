@@ -48,6 +48,15 @@ class Client:
                     found[entity] = tuple(columns[feature]["values"][place] for feature in features)
         return found
 
+    def first(self, customer: int) -> int | None:
+        """What is recommended to a customer first, now."""
+        answer = self._ask(
+            "/get-online-features",
+            {"features": ["customer_recommendations:first"], "entities": {"customer_id": [customer]}},
+        )
+        found: int | None = None if answer is None else answer["results"][1]["values"][0]
+        return found
+
     def _ask(self, path: str, body: object = None) -> dict[str, Any] | None:
         data = None if body is None else msgspec.json.encode(body)
         request = urllib.request.Request(self.url + path, data=data, headers={"Content-Type": "application/json"})  # noqa: S310  # our own loopback URL

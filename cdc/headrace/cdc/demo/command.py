@@ -30,6 +30,7 @@ from headrace.cdc.command import Command
 from headrace.cdc.demo.client import Client
 from headrace.cdc.demo.embedded import PostgresServer, embedded_bin, free_port
 from headrace.cdc.demo.proof import FEATURES, Proof, Rows, compare, recompute
+from headrace.cdc.demo.recommender import Recommender
 from headrace.cdc.demo.screen import Reading, Screen
 from headrace.cdc.demo.shop import Shop, Simulator, Visitor
 from headrace.cdc.errors import ConfigError, HeadraceError, SourceError
@@ -110,13 +111,22 @@ def _show(arguments: Namespace) -> int:
             _wait_until(client.is_ready, _READY_S, process, folder)
         simulator = Simulator(shop, rate=arguments.rate, seed=arguments.seed)
         stack.callback(simulator.stop)
-        visitor = Visitor(client.url, shop, rate=arguments.rate, seed=arguments.seed)
+        recommender = Recommender(client.url)
+        stack.callback(recommender.stop)
+        visitor = Visitor(
+            client.url,
+            shop,
+            rate=arguments.rate,
+            seed=arguments.seed,
+            recommended=client.first,
+        )
         stack.callback(visitor.stop)
         stop = _Stop(arguments.seconds)
         former = signal.signal(signal.SIGINT, stop.interrupt)
         stack.callback(signal.signal, signal.SIGINT, former)
         simulator.start()
         visitor.start()
+        recommender.start()
         reading = _watch(
             client,
             simulator,
@@ -128,10 +138,11 @@ def _show(arguments: Namespace) -> int:
         )
         simulator.stop()
         visitor.stop()
+        recommender.stop()
         if simulator.failure is not None:
             raise SourceError(f"the shop's database failed: {type(simulator.failure).__name__}", source="shop")
         with say.status("the shop rests; comparing every feature with SQL over its tables"):
-            proof = _prove(dsn, client, process, folder, visitor.counts)
+            proof = _prove(dsn, client, process, folder, visitor.counts, recommender.counts)
         return _report(arguments, say, proof, simulator.commits, reading)
 
 
@@ -286,7 +297,14 @@ def _watch(
     return reading
 
 
-def _prove(dsn: str, client: Client, process: subprocess.Popen[bytes], folder: Path, views: Mapping[int, int]) -> Proof:
+def _prove(
+    dsn: str,
+    client: Client,
+    process: subprocess.Popen[bytes],
+    folder: Path,
+    views: Mapping[int, int],
+    recommendations: Mapping[int, int],
+) -> Proof:
     """Wait until all that was committed is in the features, then compare both at one and the same log time."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         found = connection.execute("select pg_current_wal_flush_lsn()::text").fetchone()
@@ -307,7 +325,7 @@ def _prove(dsn: str, client: Client, process: subprocess.Popen[bytes], folder: P
     def is_compared() -> bool:
         nonlocal proof
         before = _log_time(client)
-        wanted = recompute(dsn, before, views)
+        wanted = recompute(dsn, before, views, recommendations)
         served: dict[str, Rows] = {}
         for view in FEATURES:
             # One more than the largest id as well: a row that should not be there must be seen too.

@@ -24,6 +24,7 @@ FEATURES: Mapping[str, tuple[str, Sequence[str]]] = {
         ("orders_1m", "orders_10m", "spent_1m", "spent_10m", "orders_ever", "spent_ever", "last_status"),
     ),
     "customer_views": ("customer_id", ("views_ever",)),
+    "customer_recommendations": ("customer_id", ("recommended_ever",)),
     "product_sales": ("product_id", ("units_1m", "units_ever")),
 }
 """View -> its join key, and its features in the order of the rows compared."""
@@ -59,10 +60,13 @@ class Proof(msgspec.Struct):
     examples: list[str]
 
 
-def recompute(dsn: str, log_time_us: int, views: Mapping[int, int]) -> dict[str, Rows]:
+def recompute(
+    dsn: str, log_time_us: int, views: Mapping[int, int] | None = None, recommendations: Mapping[int, int] | None = None
+) -> dict[str, Rows]:
     """Every view's rows as of a log time, by SQL: view -> entity -> values. A last_status holds all that tie for newest.
 
-    views: how many products each customer has viewed, as their browsers know it; no table does.
+    views: how many products each customer has viewed, as their browsers know it, recommendations: how many of each customer the
+    recommender knows of; no table has these.
     """
     bounds: dict[str, Any] = {}
     for name, (length_us, hop_us) in _WINDOWS.items():
@@ -77,7 +81,8 @@ def recompute(dsn: str, log_time_us: int, views: Mapping[int, int]) -> dict[str,
             "customer_orders": {
                 row[0]: (*row[1:], latest[row[0]]) for row in connection.execute((_ORDERS % stamps).encode()).fetchall()
             },
-            "customer_views": {customer: (count,) for customer, count in views.items()},
+            "customer_views": {customer: (count,) for customer, count in (views or {}).items()},
+            "customer_recommendations": {customer: (count,) for customer, count in (recommendations or {}).items()},
             "product_sales": {row[0]: row[1:] for row in connection.execute((_SALES % stamps).encode()).fetchall()},
         }
 

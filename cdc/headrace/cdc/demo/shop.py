@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -96,13 +97,17 @@ class Shop:
 class Visitor:
     """The shop's pages: customers look at products, told by Segment's own SDK for Python. counts: views of each customer so far."""
 
-    def __init__(self, url: str, shop: Shop, *, rate: float, seed: int) -> None:
+    def __init__(
+        self, url: str, shop: Shop, *, rate: float, seed: int, recommended: Callable[[int], int | None]
+    ) -> None:
+        """recommended: what the page of a customer shows first, if anything."""
         from segment.analytics.client import Client  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
         self._client: Any = Client("demo", host=url, upload_interval=0.02, upload_size=50, max_retries=10)
         self._shop = shop
         self._rate = rate
         self._rng = random.Random(seed)
+        self._recommended = recommended
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="visitor", daemon=True)
         self.counts: dict[int, int] = {}
@@ -121,7 +126,9 @@ class Visitor:
     def _run(self) -> None:
         while not self._stopping.wait(1 / self._rate):
             customer = min(int(self._rng.paretovariate(0.6)), self._shop.customers)
-            product = self._rng.randrange(1, self._shop.products + 1)
+            # Every fifth customer follows what the page recommends.
+            shown = self._recommended(customer) if self._rng.random() < 0.2 else None
+            product = shown or self._rng.randrange(1, self._shop.products + 1)
             self._client.track(str(customer), "Product Viewed", {"product_id": product})
             self.counts[customer] = self.counts.get(customer, 0) + 1
 

@@ -11,7 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -159,10 +159,18 @@ class TableMirror:
             self._database = None
 
 
-class MirrorFeeder:
-    """The consumer that keeps a mirror at the log's end. See consumer.py."""
+class Fed(Protocol):
+    """A file that is fed from the log, and knows how far it is."""
 
-    def __init__(self, mirror: TableMirror, log: EventLog) -> None:
+    def place(self, generation: str) -> int: ...
+
+    def feed(self, events: Iterable[CustomerEvent], next_offset: int) -> None: ...
+
+
+class MirrorFeeder:
+    """The consumer that keeps such a file at the log's end. See consumer.py. name: of its place in the log."""
+
+    def __init__(self, mirror: Fed, log: EventLog, name: str = _GROUP) -> None:
         if log.partitions != 1:
             raise ConfigError(
                 f"a lookup needs a log of one partition, this one has {log.partitions}",
@@ -173,11 +181,12 @@ class MirrorFeeder:
             )
         self._mirror = mirror
         self._log = log
+        self._name = name
         self._offset = -1
 
     @property
     def name(self) -> str:
-        return _GROUP
+        return self._name
 
     def routes(self) -> Iterable[Any]:
         return ()
@@ -186,7 +195,12 @@ class MirrorFeeder:
         return ()
 
     def status(self) -> dict[str, Any]:
-        return {"offset": [max(0, self._offset)], "found": self._mirror.found, "missed": self._mirror.missed}
+        numbers = (
+            {"found": self._mirror.found, "missed": self._mirror.missed}
+            if isinstance(self._mirror, TableMirror)
+            else {}
+        )
+        return {"offset": [max(0, self._offset)], **numbers}
 
     async def catch_up(self) -> None:
         """Everything that the log has now; before the sources begin, so that the first event finds what is there."""
@@ -208,7 +222,7 @@ class MirrorFeeder:
                 if committed != self._offset and loop.time() - committed_at > _COMMIT_EVERY_S:
                     # The mirror's own place counts; the log's only holds its retention back.
                     committed_at, committed = loop.time(), self._offset
-                    await self._log.commit(_GROUP, 0, self._offset)
+                    await self._log.commit(self._name, 0, self._offset)
         except sqlite3.Error as error:
             raise LogUnavailable(f"the file of lookups can't be used: {error}") from error
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from headrace.cdc.config import FetchConfig, LookupConfig
+from headrace.cdc.config import CreditConfig, FetchConfig, LookupConfig
+from headrace.cdc.event import key_text
 from headrace.cdc.process.draft import READ_WORDS, TREES, Draft, Unfit
 from headrace.cdc.process.fieldpath import GONE, FieldPath, find, parse_path, plain, put
 from headrace.cdc.process.transform import Problems, Step
@@ -147,6 +148,50 @@ def fetch_step(config: FetchConfig, get: Callable[[str], Any]) -> Step:
     return fetch
 
 
+def credit_step(config: CreditConfig, of: Callable[[str], Sequence[tuple[int, Mapping[str, Any]]]]) -> Step:
+    """The recommendation that held the item, into the event. of: a customer's records, newest first, as (time in microseconds, properties).
+
+    Raises Problems.
+    """
+    problems: list[str] = []
+    item = _read_path(config.item, "credit.item", problems)
+    into = _into(config.into, "credit.into", problems)
+    shown = None if config.impression is None else _into(config.impression, "credit.impression", problems)
+    if problems:
+        raise Problems(problems)
+    within_us = config.within.us
+
+    def credit(draft: Draft) -> Draft:
+        customer = draft.word("key")
+        assert item is not None and into is not None
+        wanted = draft.read(item)
+        if customer is None or wanted is GONE or wanted is None or isinstance(wanted, dict | list):
+            return draft
+        if draft.read(into) is not GONE:
+            return draft
+        now_us = draft.event.occurred_us
+        for at_us, record in of(customer):
+            if not 0 <= now_us - at_us <= within_us:
+                continue
+            items = [_item_id(each) for each in record.get(config.items) or ()]
+            if key_text(wanted) in items and record.get(config.id) is not None:
+                _put(draft, into, record[config.id])
+                if shown is not None:
+                    _put(draft, shown, items)
+                return draft
+        return draft
+
+    return credit
+
+
+def _item_id(item: Any) -> str | None:
+    found: Any = item
+    if isinstance(item, dict):
+        fields = cast("dict[str, Any]", item)
+        found = next((fields[name] for name in ("id", "itemId", "item_id") if name in fields), None)
+    return key_text(found) if isinstance(found, str | int | float | bool) else None
+
+
 def _put(draft: Draft, path: FieldPath | None, value: Any) -> None:
     assert path is not None
     tree = draft.tree(path.root, is_made=True)
@@ -180,4 +225,4 @@ def _into(text: str, place: str, problems: list[str]) -> FieldPath | None:
     return path
 
 
-__all__ = ["agent_step", "campaign_step", "fetch_step", "location_step", "lookup_step"]
+__all__ = ["agent_step", "campaign_step", "credit_step", "fetch_step", "location_step", "lookup_step"]

@@ -36,6 +36,7 @@ _KINDS: Final[dict[str, Kind]] = {
     "screen": "screen",
     "group": "group",
     "alias": "alias",
+    "record": "record",
 }
 
 
@@ -69,7 +70,9 @@ def identified(call: SdkCall, delivery: Delivery, unique: str) -> Identified | R
     """The event of a call, or why there is none. unique: 32 hexadecimal digits, the event's id when the call has no messageId."""
     kind = _KINDS.get(call.type or delivery.kind) or _KINDS.get((call.type or "").lower())
     if kind is None:
-        return Refusal("unknown_type", "the event's type is none of identify, track, page, screen, group and alias")
+        return Refusal(
+            "unknown_type", "the event's type is none of identify, track, page, screen, group, alias and record"
+        )
     try:
         # Nearly every id is a short text, and most fields are absent: no call for those.
         user_id = call.user_id
@@ -105,6 +108,10 @@ def identified(call: SdkCall, delivery: Delivery, unique: str) -> Identified | R
             if not call.event:
                 return Refusal("no_name", 'the event is a track call without "event"')
             name = call.event
+        case "record":
+            if not (call.event or call.name):
+                return Refusal("no_name", 'the event is a record call without "event"')
+            name = call.event or call.name or ""
         case "page" | "screen":
             name = call.name or kind
         case "group":

@@ -72,6 +72,7 @@ KINDS: Final = {
     "screen": "screen", "s": "screen",
     "group": "group", "g": "group",
     "alias": "alias", "a": "alias",
+    "record": "record",
     "batch": "", "b": "", "import": "",
 }  # fmt: skip
 """Last part of the path -> kind of the call; "" for a batch."""

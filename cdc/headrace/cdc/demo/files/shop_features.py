@@ -37,6 +37,19 @@ customer_views = FeatureView(
         count(over=["1m", "10m"], name="views"),
         count(name="views_ever"),
         last("product_id", 3, Int64, name="last_viewed"),
+        count("recommendationId", name="followed_ever"),
+    ],
+)
+
+customer_recommendations = FeatureView(
+    "customer_recommendations",
+    entity=customer,
+    source=Events("Recommended", kind="record"),
+    entity_key={"customer_id": "event.key"},
+    features=[
+        latest("items.0", Int64, name="first"),
+        latest("items.1", Int64, name="second"),
+        count(name="recommended_ever"),
     ],
 )
 
