@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.cdc.errors import Action, StoreConflict, StoreRefused
+from headrace.features.erasing import erase
 from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
 from headrace.features.store.base import Checkpoint, Contribution, EntityWrite, FeatureRow, OnlineStore, ViewWrite
 
@@ -180,6 +181,18 @@ class StoreContract(ABC):
     async def test_the_time_of_1970_is_a_time(self, store: OnlineStore) -> None:
         await store.write([flush(CLICKS, [row((1,), (1, None, None), event_time_us=0)], at(1))])
         assert await store.read(CLICKS, ["clicks_1h"], [(1,)]) == [FeatureRow((1,), 0)]
+
+    async def test_an_erased_entity_leaves_nothing_and_the_others_alone(self, store: OnlineStore) -> None:
+        rows = {b"r1": Contribution((1,), b"a"), b"r2": Contribution((1,), b"b"), b"r3": Contribution((2,), b"c")}
+        written = [row((1,), (1, 0.5, "x"), due_us=TIME_US), row((2,), (2, None, "y"))]
+        await store.write([flush(CLICKS, written, at(1), rows), flush(ORDERS, [row((1,), (9,))], at(1, spec=ORDERS))])
+        erased, keys = await erase(CLICKS, {"customer_id": "1"}, store, at(1))
+        assert (erased.entities, erased.source_rows, erased.left, keys) == (1, 2, 0, [(1,)])
+        assert await store.contributions(CLICKS, [b"r1", b"r2", b"r3"]) == [None, None, rows[b"r3"]]
+        assert await store.read(CLICKS, ["last_page"], [(1,), (2,)]) == [None, FeatureRow(("y",), TIME_US)]
+        assert await store.due(CLICKS, INT64_MAX >> 12, 10) == []
+        assert await store.read(ORDERS, ["orders_7d"], [(1,)]) == [FeatureRow((9,), TIME_US)]
+        assert await store.checkpoint(CLICKS) == at(1)
 
     async def test_an_empty_flush_moves_the_checkpoint(self, store: OnlineStore) -> None:
         await store.write([flush(CLICKS, [], at(1))])

@@ -23,16 +23,21 @@ from headrace.cdc.command import Command
 from headrace.cdc.config import Config, load
 from headrace.cdc.errors import ConfigError, DefinitionError
 from headrace.cdc.log.reader import open_reader
+from headrace.cdc.running import ask
 from headrace.features.answer import entity_answer, key_of, readable
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
+from headrace.features.erasing import EraseAsked, Erased, concerned, erase_alone
+from headrace.features.erasing import answer as erased_answer
 from headrace.features.loading import load_definitions
 from headrace.features.offline import commands as offline
+from headrace.features.offline.logged import LoggedStore
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.store.base import OnlineStore
 from headrace.features.verify import Verdict, verify
 
 _DIFFERS = 7
+_ERASE_S = 3600.0
 _STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim"}
 _MEANING = {
     "added": "filled from the log when headrace starts next",
@@ -57,6 +62,10 @@ def _configure(parser: ArgumentParser) -> None:
     get.add_argument("view", metavar="VIEW", help="name of the feature view")
     get.add_argument("keys", metavar="KEY=VALUE", nargs="+", help="the entity: each join key and its value")
     get.add_argument("--json", action="store_true", help="one JSON object, for machines")
+    forget = actions.add_parser("erase", help="remove an entity from every view, and from the feature log, for ever")
+    forget.add_argument("config", metavar="FILE", help="configuration")
+    forget.add_argument("keys", metavar="KEY=VALUE", nargs="+", help="the entity: join keys and their values")
+    forget.add_argument("--json", action="store_true", help="one JSON object, for machines")
     check = actions.add_parser(
         "verify", help="compare serving, the feature log and a recomputation from the events, bit by bit"
     )
@@ -85,6 +94,8 @@ def _run(arguments: Namespace) -> int:
         return _apply(config, section, views, is_dry=arguments.dry_run, is_json=arguments.json)
     if arguments.action == "get":
         return _get(config, section, views, arguments)
+    if arguments.action == "erase":
+        return _erase(config, section, views, arguments)
     if arguments.action == "verify":
         return _verify(config, section, views, arguments)
     return offline.run(config, section, views, arguments)
@@ -219,12 +230,9 @@ def _get(config: Config, section: FeaturesConfig, views: Sequence[CompiledView],
     if view is None:
         known = ", ".join(view.spec.name for view in views)
         raise DefinitionError(f"view {arguments.view!r} is not defined", advice=f"ask for one of: {known}")
-    pairs = [word.partition("=") for word in arguments.keys]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise DefinitionError(f"{name!r} is no KEY=VALUE", advice=f"write {view.spec.join_keys[0].name}=...")
+    texts = _texts(arguments.keys, view.spec.join_keys[0].name)
     try:
-        key = key_of(view.spec, {name: value for name, _, value in pairs})
+        key = key_of(view.spec, texts)
     except ValueError as error:
         raise DefinitionError(f"join key {error}", advice="write each join key once, as KEY=VALUE") from None
 
@@ -241,6 +249,45 @@ def _get(config: Config, section: FeaturesConfig, views: Sequence[CompiledView],
     else:
         _print_answer(answer)
     return 0
+
+
+def _erase(config: Config, section: FeaturesConfig, views: Sequence[CompiledView], arguments: Namespace) -> int:
+    """0 when a look afterwards finds nothing, 7 when it does."""
+    texts = _texts(arguments.keys, views[0].spec.join_keys[0].name)
+    concerned(views, texts)
+    told: Any = ask(config, "/v1/features/erase", EraseAsked(texts), timeout_s=_ERASE_S)
+    if told is None:
+
+        async def alone() -> list[Erased]:
+            async with _opened(config, section, is_logged=True) as store:
+                return await erase_alone(views, texts, store)
+
+        told = erased_answer(asyncio.run(alone()))
+    if arguments.json:
+        _write_json(told)
+        return _DIFFERS if told["left"] else 0
+    console = Console(highlight=False, soft_wrap=True)
+    for line in told["views"]:
+        text = f"{line['entities']:,} entities, {line['source_rows']:,} source rows, {line['logged_rows']:,} logged rows erased"
+        console.print(Text(line["view"], "bold") + Text(f"  {text}"))
+    if told["left"]:
+        console.print(
+            Text(f"{told['left']:,} rows are still there: does another program write to the store?", "bold red")
+        )
+        return _DIFFERS
+    console.print(
+        "looked again: nothing of it is left in these views; the event log is headrace customer erase's", style="dim"
+    )
+    return 0
+
+
+def _texts(words: Sequence[str], example: str) -> dict[str, str]:
+    """KEY=VALUE words. Raises DefinitionError."""
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise DefinitionError(f"{name!r} is no KEY=VALUE", advice=f"write {example}=...")
+    return {name: value for name, _, value in pairs}
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
@@ -269,10 +316,13 @@ def _age(age_ms: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _opened(config: Config, section: FeaturesConfig) -> AsyncGenerator[OnlineStore]:
+async def _opened(config: Config, section: FeaturesConfig, *, is_logged: bool = False) -> AsyncGenerator[OnlineStore]:
+    """is_logged: what is written goes to the feature log too."""
     store: OnlineStore = section.store.kind.from_config(
         section.store.section, project=section.project, folder=config.folder
     )
+    if is_logged and section.offline is not None:
+        store = LoggedStore(store, config.path(section.offline.path), roll_every_s=section.offline.roll_every.s)
     try:
         await store.open()
         yield store

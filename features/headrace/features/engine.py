@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -21,11 +21,12 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from headrace.cdc.consumer import Health, Services
-from headrace.cdc.errors import ConfigError, DefinitionError, Trimmed
+from headrace.cdc.errors import ConfigError, DefinitionError, HeadraceError, RequestRefused, StoreError, Trimmed
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import EventLog
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
+from headrace.features.erasing import Erased, EraseRoute, concerned, erase
 from headrace.features.freshness import FeatureMetrics
 from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
@@ -95,6 +96,8 @@ class FeatureEngine:
             [view.spec for view in views], lambda: self._store, clock=clock, applied=self._applied
         )
         self._positions: dict[str, str] = {}
+        self._erasing = EraseRoute(self.erase)
+        self._to_erase: list[tuple[Mapping[str, str], asyncio.Future[list[Erased]]]] = []
         self._pushing = PushRoutes(views, log, self._server.until, clock=clock)
         self._store: OnlineStore | None = None
         self._main: Lane | None = None
@@ -124,7 +127,7 @@ class FeatureEngine:
         return "features"
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return [*self._server.routes(), *self._pushing.routes()]
+        return [*self._server.routes(), *self._pushing.routes(), *self._erasing.routes()]
 
     async def run(self) -> None:
         """Work until cancelled. Raises StoreError (retry) when the store fails; the next run goes on from the checkpoints."""
@@ -144,11 +147,16 @@ class FeatureEngine:
             self._store = None
             self._main = None
             self._behind = []
+            for _, done in self._to_erase:
+                if not done.done():
+                    done.set_exception(StoreError("the feature engine has stopped", advice="ask again when it runs"))
+            self._to_erase = []
             await store.close()
 
     async def turn(self) -> None:
         """One round: fresh events first, then a slice of what falls due, then a slice of catching up."""
         assert self._main is not None
+        await self._erase_asked()
         wait_s = 0.0 if self._has_due or self._behind else _IDLE_S
         await self._follow(self._main, wait_s)
         self._has_due = await self._main.decay(_DECAY_SLICE)
@@ -163,6 +171,17 @@ class FeatureEngine:
         if now_s - self._committed_at >= _COMMIT_EVERY_S:
             self._committed_at = now_s
             await self._hold_back_retention()
+
+    async def erase(self, texts: Mapping[str, str]) -> list[Erased]:
+        """Remove an entity from every view that has these join keys; see erasing.py.
+
+        Raises DefinitionError when none has, RequestRefused while a view can't be written, StoreError (ask again).
+        """
+        if self._main is None:
+            raise StoreError("the online store isn't open", advice="ask again when headrace is ready")
+        done: asyncio.Future[list[Erased]] = asyncio.get_running_loop().create_future()
+        self._to_erase.append((texts, done))
+        return await done
 
     def health(self) -> Iterable[Health]:
         if self._main is None:
@@ -291,6 +310,40 @@ class FeatureEngine:
             self._has_due = True
             return
         self._behind.append(lane)
+
+    async def _erase_asked(self) -> None:
+        while self._to_erase:
+            texts, done = self._to_erase.pop(0)
+            try:
+                found = await self._erase(texts)
+            except HeadraceError as error:
+                if not done.done():
+                    done.set_exception(error)
+                if isinstance(error, StoreError):
+                    raise  # what the store has of it is known at the next start only
+            else:
+                if not done.done():
+                    done.set_result(found)
+
+    async def _erase(self, texts: Mapping[str, str]) -> list[Erased]:
+        assert self._main is not None and self._store is not None
+        found: list[Erased] = []
+        wanted = concerned(self._views, texts)
+        for view in wanted:
+            if view.spec.name in self._stopped:
+                raise RequestRefused(
+                    f"view {view.spec.name!r} is stopped, and can't be erased from",
+                    advice=self._stopped[view.spec.name].advice,
+                )
+        for lane in (self._main, *self._behind):
+            for worker in lane.workers:
+                if worker.view in wanted:
+                    checkpoint = worker.checkpoint(lane.offset, lane.log_time_us)
+                    erased, keys = await erase(worker.view.spec, texts, self._store, checkpoint.checkpoint)
+                    worker.forget(keys)
+                    worker.written(checkpoint)
+                    found.append(erased)
+        return found
 
     async def _hold_back_retention(self) -> None:
         assert self._main is not None

@@ -125,6 +125,11 @@ class ViewWorker:
             batch.touch(key, EntityState(self.kernel.layout, log_time_us) if state is None else state)
         return self._write(batch, offset, log_time_us), True
 
+    def forget(self, keys: Sequence[EntityKey]) -> None:
+        """Keep nothing of these entities in memory: the store has changed behind this object."""
+        for key in keys:
+            self._states.pop(key, None)
+
     def checkpoint(self, offset: int, log_time_us: int) -> ViewWrite:
         """A write that only says how far the view is."""
         return ViewWrite(self.view.spec, [], {}, self._checkpoint(offset, log_time_us))

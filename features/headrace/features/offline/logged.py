@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
@@ -22,7 +22,7 @@ import msgspec
 from headrace.cdc.errors import StoreError, StoreRefused
 from headrace.features.offline.journal import LoggedRow
 from headrace.features.offline.viewlog import ViewLog
-from headrace.features.spec import EntityKey, ViewSpec
+from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, OnlineStore, ViewWrite
 
 _T = TypeVar("_T")
@@ -140,8 +140,9 @@ class LoggedStore:
                         log.rotate()
                     if self._is_clean:
                         await self._on_thread(log.seal)
-                log.close()
         finally:
+            for log in self._logs.values():
+                log.close()
             self._logs.clear()
             if self._thread is not None:
                 self._thread.shutdown()
@@ -175,6 +176,19 @@ class LoggedStore:
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         return await self._store.keys(view)
 
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+        """See OnlineStore: rows of the feature log, those of former definitions too. Their writes come first: they begin the view's log."""
+        async with self._turn:
+            log = self._logs[view.name]
+            try:
+                if log.size_bytes:
+                    log.rotate()
+                await self._on_thread(log.seal)
+                gone = await self._on_thread(lambda: log.erase(parts))
+            except OSError as error:
+                raise self._broken(error) from error
+        return gone + await self._store.scrub(view, parts)
+
     async def _journal(self, writes: Sequence[ViewWrite]) -> None:
         try:
             for write in writes:
@@ -187,10 +201,13 @@ class LoggedStore:
                     log.rotate()
                 log.append(write.entities, write.checkpoint.offsets[0], write.checkpoint.log_time_us)
         except OSError as error:
-            raise StoreError(
-                f"the feature log {self._folder} can't be written: {error.strerror}",
-                advice="check the disk, and the rights of the folder that features.offline.path names",
-            ) from error
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"the feature log {self._folder} can't be written: {error.strerror}",
+            advice="check the disk, and the rights of the folder that features.offline.path names",
+        )
 
     async def _begin(self, view: ViewSpec, generation: str) -> ViewLog:
         place = self._places[view.name]

@@ -10,10 +10,11 @@ The only module that imports pyarrow, late: it costs a third of a second.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,6 +119,31 @@ def keep_until(source: Path, target: Path, offset: int) -> None:
     rewrite(source, target, is_kept)
 
 
+def erase(path: Path, parts: Mapping[str, FeatureValue]) -> int:
+    """Remove the rows with these values in these columns; how many. A file without such a row stays as it is. Raises OSError."""
+    pa, parquet = libraries()
+    compute = importlib.import_module("pyarrow.compute")
+    with parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        try:
+            wanted = {name: _scalar(pa, value, schema.field(name).type) for name, value in parts.items()}
+        except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            return 0  # of a former definition, whose entities can't be these
+
+    def is_kept(batch: Any) -> Any:
+        tests = [
+            compute.equal(batch.column(batch.schema.get_field_index(name)), value) for name, value in wanted.items()
+        ]
+        return compute.invert(compute.fill_null(functools.reduce(compute.and_, tests), False))
+
+    with parquet.ParquetFile(path) as file:
+        batches = file.iter_batches(_CHUNK_ROWS, columns=list(parts))
+        gone: int = sum(batch.num_rows - (compute.sum(is_kept(batch)).as_py() or 0) for batch in batches)
+    if gone:
+        rewrite(path, path, is_kept)
+    return gone
+
+
 def last_flush(path: Path) -> tuple[int, int]:
     """(offset, created_us) of a segment's last row, -1 and -1 for an empty one."""
     _, parquet = libraries()
@@ -134,6 +160,14 @@ def served(dtype: ValueType, value: FeatureValue) -> FeatureValue:
     if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
         return value // _US_PER_S * _US_PER_S
     return value
+
+
+def _scalar(pa: Any, value: FeatureValue, kind: Any) -> Any:
+    """The value as one of the column's, which may be of another type than the view's own by now."""
+    try:
+        return pa.scalar(value, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.scalar(str(value)).cast(kind)
 
 
 def _batches(view: ViewSpec, flushes: Iterable[Flush], schema: Any) -> Iterator[Any]:

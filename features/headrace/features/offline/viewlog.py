@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ from headrace.features.offline.journal import (
     read_flushes,
     read_header,
 )
-from headrace.features.spec import ValueType, ViewSpec
+from headrace.features.spec import FeatureValue, ValueType, ViewSpec
 from headrace.features.store.base import EntityWrite
 
 DESCRIPTION: Final = "view.json"
@@ -161,6 +161,13 @@ class ViewLog:
         """Make Parquet of every journal that is ready; callable from one other thread."""
         for journal in self.unsealed():
             seal(journal, self.folder)
+
+    def erase(self, parts: Mapping[str, FeatureValue]) -> int:
+        """Remove every sealed row with these join keys' values, retired ones too; how many. Callable from one other thread."""
+        gone = 0
+        for path in sorted(self.folder.rglob("*.parquet")):
+            gone += segment.erase(path, parts)
+        return gone
 
     def close(self) -> None:
         if self._writer is not None:

@@ -120,4 +120,12 @@ class OnlineStore(Protocol):
         """Remove rows, states, contributions and checkpoint of the view."""
         ...
 
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+        """Of entities with these join keys' values, which writes have removed, remove what is held of their past too.
+
+        Result: how many rows of the past went. Deleted bytes are overwritten as far as the store can: SQLite's file is rebuilt; a Redis
+        server keeps them in its own files until it writes these anew.
+        """
+        ...
+
     async def close(self) -> None: ...

@@ -8,7 +8,7 @@ close and open, so that a test can restart an engine on them.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,7 +16,7 @@ import msgspec
 
 from headrace.cdc.config import Section
 from headrace.features.encoding import codec_of
-from headrace.features.spec import EntityKey, ViewSpec
+from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, ViewWrite
 from headrace.features.store.fence import Fence, decode_checkpoint, encode_checkpoint
 
@@ -135,6 +135,9 @@ class MemoryStore:
             values = tuple(codec.decode_feature(field, row.values.get(field.name)) for field in fields)
             found.append(FeatureRow(values, row.event_time_us))
         return found
+
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+        return 0
 
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         codec = codec_of(view)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Self, cast
 from urllib.parse import urlsplit
@@ -35,7 +35,7 @@ from redis import exceptions
 from headrace.cdc.config import Duration, Section
 from headrace.cdc.errors import DefinitionError, StoreError, StoreRefused
 from headrace.features.encoding import codec_of, decode_timestamp
-from headrace.features.spec import EntityKey, ViewSpec
+from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, ViewWrite
 from headrace.features.store.fence import Fence, decode_checkpoint, encode_checkpoint, moved, went_back
 from headrace.features.store.redisscript import (
@@ -223,6 +223,9 @@ class RedisStore:
                 decoded = tuple(codec.decode_feature(field, value) for field, value in zip(fields, values, strict=True))
                 rows.append(FeatureRow(decoded, self._time_us(view, time)))
         return rows
+
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+        return 0
 
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         codec, names = codec_of(view), self._names(view)

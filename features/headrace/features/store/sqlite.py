@@ -26,7 +26,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
@@ -241,6 +241,23 @@ class SQLiteStore:
                 return [codec.decode_key(key) for (key,) in connection.execute(query)]
 
         return await self._lane(self._reader).call(work)
+
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+        """See OnlineStore. Takes as much free disk as the file has, and holds up writes meanwhile, readers not."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            with self._told():
+                # Whatever pages were freed since the file was made still hold what they held.
+                connection.execute("vacuum")
+                is_busy = connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]
+            if is_busy:
+                raise StoreError(
+                    f"online store {self.path}: a reader keeps the write-ahead log, which holds erased bytes",
+                    advice="end the transaction of that reader, and ask again",
+                )
+
+        await self._lane(self._writer).call(work)
+        return 0
 
     async def drop(self, view: ViewSpec) -> None:
         def work(connection: sqlite3.Connection) -> None:
