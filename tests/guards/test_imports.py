@@ -49,6 +49,7 @@ ADAPTERS = {
         "cdc/headrace/cdc/web.py",
         "cdc/headrace/cdc/web/",
         "features/headrace/features/engine.py",
+        "features/headrace/features/eraseroute.py",
         "features/headrace/features/pushing.py",
         "features/headrace/features/server.py",
         "sinks/headrace/sinks/",

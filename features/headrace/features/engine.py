@@ -26,7 +26,8 @@ from headrace.cdc.event import CustomerEvent
 from headrace.cdc.log.base import EventLog
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
-from headrace.features.erasing import Erased, EraseRoute, concerned, erase
+from headrace.features.eraseroute import EraseRoute
+from headrace.features.erasing import Erased, concerned, erase
 from headrace.features.freshness import FeatureMetrics
 from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions

@@ -7,14 +7,12 @@ that is built anew takes all the log has. An entity of a view with several join 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
-from headrace.cdc.errors import DefinitionError, HeadraceError, RequestRefused
-from headrace.cdc.web import error_response, json_response
+from headrace.cdc.errors import DefinitionError
 from headrace.features.answer import key_part
 from headrace.features.compiled import CompiledView
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
@@ -102,31 +100,6 @@ async def erase_alone(views: Sequence[CompiledView], texts: Mapping[str, str], s
     return found
 
 
-class EraseRoute:
-    """POST /v1/features/erase. work: the engine's, between two of its rounds."""
-
-    def __init__(self, work: Callable[[Mapping[str, str]], Awaitable[list[Erased]]]) -> None:
-        self._work = work
-
-    def routes(self) -> list[web.RouteDef]:
-        return [web.post("/v1/features/erase", self._erase)]
-
-    async def _erase(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            return error_response(415, "the body isn't application/json", "send the entity as JSON")
-        try:
-            asked = msgspec.json.decode(await request.read(), type=EraseAsked)
-        except msgspec.DecodeError:
-            return error_response(400, "the body can't be used", 'send {"entity": {"JOIN_KEY": "VALUE"}}')
-        try:
-            views = await self._work(asked.entity)
-        except (DefinitionError, RequestRefused) as error:
-            return error_response(409, error.message, error.advice)
-        except HeadraceError as error:
-            return error_response(503, error.message, error.advice)
-        return json_response(answer(views))
-
-
 def answer(views: Sequence[Erased]) -> dict[str, Any]:
     """JSON types."""
     return {"views": msgspec.to_builtins(views), "left": sum(view.left for view in views)}
@@ -141,4 +114,4 @@ async def _keys(view: ViewSpec, parts: Mapping[str, FeatureValue], store: Online
     return [key for key in await store.keys(view) if all(key[place] == value for place, value in places)]
 
 
-__all__ = ["EraseAsked", "EraseRoute", "Erased", "answer", "concerned", "erase", "erase_alone"]
+__all__ = ["EraseAsked", "Erased", "answer", "concerned", "erase", "erase_alone"]
