@@ -43,3 +43,46 @@ def test_a_full_cache_takes_about_the_memory_it_is_bounded_to(events_a_block: in
         tracemalloc.stop()
     assert capacity / 2 < cache.size_bytes <= capacity
     assert capacity / 2 < taken < capacity * 1.25
+
+
+def test_a_block_read_again_keeps_the_bytes_that_were_made() -> None:
+    cache = BlockCache()
+    events = tuple([_event(number) for number in range(1, 21)])
+    block = cache.add(LogBatch(0, 0, events))
+    assert block is not None
+    size = cache.size_bytes
+    again = cache.add(LogBatch(0, 0, tuple([_event(number) for number in range(1, 21)])))
+    assert again is block
+    assert cache.size_bytes == size
+    longer = cache.add(LogBatch(0, 0, tuple([_event(number) for number in range(1, 41)])))
+    assert longer is not None and longer is not block and longer.next_offset == 40
+    assert cache.size_bytes == longer.held_bytes
+
+
+def test_what_passes_is_found_once_for_all_that_ask_the_same_and_for_each_filter_apart() -> None:
+    looked = 0
+
+    class Above:
+        def __init__(self, least: int) -> None:
+            self.least = least
+
+        def __call__(self, event: CustomerEvent) -> bool:
+            nonlocal looked
+            looked += 1
+            return event.occurred_us >= self.least
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Above) and other.least == self.least
+
+        def __hash__(self) -> int:
+            return self.least
+
+    block = BlockCache().add(LogBatch(0, 100, tuple([_event(number) for number in range(20)])))
+    assert block is not None
+    form = block.form("headrace")
+    for _ in range(3):
+        for least in range(5, 19):
+            chunk, count = form.stream(EventFilter(where=Above(least)), "g.", "", is_shared=True)
+            assert count == 20 - least
+            assert chunk.startswith(b"id: g.%d\n" % (100 + least + 1))
+    assert looked == 20 * (8 + 3 * 6), "eight filters are remembered"

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from headrace.cdc.errors import LogUnavailable
+from headrace.cdc.log.base import LogBatch
 from headrace.sinks.subscribe import SubscribeConfig
 from serving import DEADLINE_S, Served, sent_events, serving, take, until
 from shop_log import ShopLog, heartbeat, order_event
@@ -49,6 +50,30 @@ async def test_a_stream_begins_where_from_says(start: str, expected: list[int]) 
         await log.append([order_event(3)])
         assert [sent.data["offset"] for sent in await take(sent_events(response), len(expected))] == expected
         response.close()
+
+
+class BusyLog(ShopLog):
+    """Lets others run while it reads, as a log on a disk does."""
+
+    async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await super().read(partition, offset, max_bytes=max_bytes, wait_s=wait_s)
+
+
+async def test_readers_that_catch_up_together_read_the_log_once() -> None:
+    reads: list[int] = []
+    for count in (1, 20):
+        log = BusyLog()
+        await log.append_one_by_one([order_event(number) for number in range(3_000)])
+        async with serving(log) as served:
+            responses = await asyncio.gather(*(opened(served, "?from=earliest") for _ in range(count)))
+            taken = await asyncio.gather(*(take(sent_events(response), 3_000) for response in responses))
+            assert all([sent.data["offset"] for sent in each] == list(range(3_000)) for each in taken)
+            reads.append(log.reads)
+            for response in responses:
+                response.close()
+    assert reads[1] < 2 * reads[0], "20 readers need about the reads of one"
 
 
 async def test_the_last_event_id_outweighs_from() -> None:

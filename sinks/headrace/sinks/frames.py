@@ -16,6 +16,8 @@ from headrace.sinks.envelope import Envelope, encode
 
 _BLOCK_EVENTS = 256
 _BLOCK_BYTES = 64 << 10
+_MOST_FILTERS = 8
+"""A block remembers which of its events pass so many filters."""
 _EVENT_OVERHEAD_BYTES = 400
 """About what names, times and ids add to an event's own JSON; only for sizing blocks."""
 _EVENT_OBJECT_BYTES = 1_000
@@ -28,7 +30,7 @@ whole write. Measured; a caught-up source makes blocks of one event, of which th
 class Form:
     """A block's bytes in one envelope. Every list runs parallel to the block's events; None: not asked for yet."""
 
-    __slots__ = ("_envelope", "_events", "_first", "_json", "_partition", "_tails", "whole")
+    __slots__ = ("_envelope", "_events", "_first", "_json", "_partition", "_passing", "_tails", "whole")
 
     def __init__(self, block: Block, envelope: Envelope) -> None:
         # Not the block itself: the two would keep each other alive until the collector comes by, which may be long.
@@ -40,6 +42,7 @@ class Form:
         self._envelope: Envelope = envelope
         self._json: list[bytes | None] = [None] * len(block.events)
         self._tails: list[bytes | None] = [None] * len(block.events)
+        self._passing: dict[EventFilter, list[int]] = {}
 
     def json(self, index: int) -> bytes:
         """Event ``index`` as one line of JSON, without its end of line."""
@@ -70,16 +73,21 @@ class Form:
         if is_shared and self.whole is not None:
             return self.whole
         head, end = f"id: {before}".encode(), f"{after}\n".encode()
-        passes = filter.passes
         next_offset = self._first + 1
-        parts: list[bytes] = []
-        for index, event in enumerate(self._events):
-            if passes(event):
-                parts.append(b"%b%d%b%b" % (head, next_offset + index, end, self.tail(index)))
+        parts = [b"%b%d%b%b" % (head, next_offset + index, end, self.tail(index)) for index in self._passing_of(filter)]
         made = (b"".join(parts), len(parts))
         if is_shared:
             self.whole = made
         return made
+
+    def _passing_of(self, filter: EventFilter) -> list[int]:
+        """Places of the events that pass; found once for all readers that ask the same."""
+        found = self._passing.get(filter)
+        if found is None:
+            found = [index for index, event in enumerate(self._events) if filter.passes(event)]
+            if len(self._passing) < _MOST_FILTERS:
+                self._passing[filter] = found
+        return found
 
 
 class Block:
@@ -146,15 +154,20 @@ class BlockCache:
         """Keep the blocks of a batch; the first of them, None for an empty batch."""
         blocks = split(batch)
         for block in blocks:
-            former = self._blocks.pop((block.partition, block.first), None)
+            place = (block.partition, block.first)
+            former = self._blocks.get(place)
             if former is not None:
+                if former.next_offset >= block.next_offset:
+                    self._blocks.move_to_end(place)  # its bytes are made already
+                    continue
                 self.size_bytes -= former.held_bytes
-            self._blocks[block.partition, block.first] = block
+            self._blocks[place] = block
+            self._blocks.move_to_end(place)
             self.size_bytes += block.held_bytes
         while self.size_bytes > self._capacity_bytes and len(self._blocks) > 1:
             _, oldest = self._blocks.popitem(last=False)
             self.size_bytes -= oldest.held_bytes
-        return blocks[0] if blocks else None
+        return self._blocks.get((batch.partition, batch.first_offset), blocks[0]) if blocks else None
 
     def clear(self) -> None:
         self._blocks.clear()

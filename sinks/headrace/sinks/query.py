@@ -187,14 +187,29 @@ def _where(query: MultiMapping[str]) -> Callable[[CustomerEvent], bool] | None:
         raise _bad("where", "; ".join(line.removeprefix("when.where.") for line in problems.lines)) from None
     if test is None:
         return None
+    return _Where(msgspec.json.encode(where, order="sorted"), test)
 
-    def passes(event: CustomerEvent) -> bool:
+
+class _Where:
+    """Conditions, equal to others that say the same: what passes is then found once for both."""
+
+    __slots__ = ("_test", "_text")
+
+    def __init__(self, text: bytes, test: Callable[[Draft], bool]) -> None:
+        self._text = text
+        self._test = test
+
+    def __call__(self, event: CustomerEvent) -> bool:
         try:
-            return test(Draft(event))
+            return self._test(Draft(event))
         except (msgspec.DecodeError, Unfit):
             return False
 
-    return passes
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Where) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
 
 
 def _envelope(query: MultiMapping[str]) -> Envelope:

@@ -119,6 +119,7 @@ class Subscriptions:
         self._wanted = asyncio.Event()
         self._readers: set[_Reader] = set()
         self._blocks = BlockCache()
+        self._loading = [asyncio.Lock() for _ in range(log.partitions)]
         forget_after = self._config.forget_after
         self._named = NamedPlaces(log, forget_after_s=None if forget_after is None else forget_after.s)
         self._tended_at = 0.0
@@ -340,7 +341,11 @@ class Subscriptions:
     async def _block(self, partition: int, offset: int) -> Block | None:
         found = self._blocks.get(partition, offset)
         if found is None:
-            found = self._blocks.add(await self._log_engine.read(partition, offset, max_bytes=_READ_BYTES))
+            # All that catch up together miss together: one of them reads for all.
+            async with self._loading[partition]:
+                found = self._blocks.get(partition, offset)
+                if found is None:
+                    found = self._blocks.add(await self._log_engine.read(partition, offset, max_bytes=_READ_BYTES))
         return found
 
     async def _news(self, reader: _Reader, timeout_s: float) -> None:
