@@ -12,10 +12,11 @@ import msgspec
 
 
 class Hook:
-    """answer: status for a body. got: bodies that were answered 200, in order; headers beside them."""
+    """answer: status for a body; reply: the answer's body for it. got: bodies that were answered 200, in order; headers beside them."""
 
     def __init__(self) -> None:
         self.answer: Callable[[Any], int] = lambda body: 200
+        self.reply: Callable[[Any], bytes] = lambda body: b""
         self.got: list[Any] = []
         self.headers: list[dict[str, str]] = []
         self.requests = 0
@@ -41,15 +42,17 @@ def hook_server() -> Iterator[Hook]:
 
         def do_POST(self) -> None:
             body = msgspec.json.decode(self.rfile.read(int(self.headers["Content-Length"])))
-            self._end(hook.post({name.lower(): value for name, value in self.headers.items()}, body))
+            status = hook.post({name.lower(): value for name, value in self.headers.items()}, body)
+            self._end(status, hook.reply(body))
 
         def do_GET(self) -> None:
             self._end(200)
 
-        def _end(self, status: int) -> None:
+        def _end(self, status: int, body: bytes = b"") -> None:
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None: ...
 

@@ -7,7 +7,7 @@ cursors or dead letters: those are the dispatcher's. ``tests/contract/sink_contr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Protocol, Self
 
 import msgspec
 from msgspec import Meta
@@ -16,6 +16,9 @@ from headrace.cdc.config import Choice, Config, Duration, Section, Size
 from headrace.cdc.event import CustomerEvent
 from headrace.cdc.eventfilter import EventFilter
 from headrace.sinks.verdict import Answer
+
+RETURNED_SOURCE: Final = "sink:"
+"""What the source of an event begins with that is a destination's answer; the sink's name follows."""
 
 OrderKey = Literal["customer", "user_id", "anonymous_id"]
 
@@ -209,6 +212,7 @@ class SinkChoice(Choice):
 
 
 __all__ = [
+    "RETURNED_SOURCE",
     "CallSpec",
     "Item",
     "OrderConfig",

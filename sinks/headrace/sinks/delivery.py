@@ -18,6 +18,7 @@ from headrace.cdc.log.base import Cursor, EventLog
 from headrace.sinks.base import Sink, SinkChoice, SinkSection
 from headrace.sinks.deadletter import MemorySinkStore
 from headrace.sinks.dispatcher import Dispatcher
+from headrace.sinks.returned import ReturnedRecords
 from headrace.sinks.sinkfile import SinkFile, sink_store
 from headrace.sinks.sinkmetrics import SinkCollector, SinkNumbers
 
@@ -56,8 +57,9 @@ class SinkConsumer:
         self._is_holding = section.poison == "hold"
         self._dead = 0
         self.dispatcher = Dispatcher(
-            name, sink, section, log=log, cursors=LogCursors(log, name), letters=store, numbers=numbers
-        )
+            name, sink, section, log=log, cursors=LogCursors(log, name), letters=store, numbers=numbers,
+            on_returned=ReturnedRecords(log, name).append,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:

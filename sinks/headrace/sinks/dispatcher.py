@@ -34,7 +34,7 @@ from headrace.sinks.ledger import Ledger
 from headrace.sinks.rate import Rate
 from headrace.sinks.sinkmetrics import SinkNumbers
 from headrace.sinks.splitting import Carried, carry
-from headrace.sinks.verdict import Answer, FaultKind, outage, refused
+from headrace.sinks.verdict import Answer, FaultKind, Returned, Verdict, outage, refused
 
 _log = logging.getLogger("headrace.sink")
 
@@ -65,7 +65,7 @@ class Dispatcher:
     """Delivers one sink's events. ``run`` once; its parts are made anew for the next run.
 
     ranges: None = follow the log for ever from the cursor; else deliver these and return. numbers: counters that outlive the object.
-    on_delivered: told of each event the destination has taken, before that counts as done.
+    on_delivered: told of each event the destination has taken, before that counts as done; on_returned: of what it answered to them.
     clock: seconds, monotonic; wall: seconds since 1970; chance: random numbers of [0, 1).
     """
 
@@ -81,6 +81,7 @@ class Dispatcher:
         numbers: SinkNumbers | None = None,
         ranges: Mapping[int, Range] | None = None,
         on_delivered: Callable[[Sequence[Item]], Awaitable[None]] | None = None,
+        on_returned: Callable[[Sequence[tuple[Item, Returned]]], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
@@ -94,6 +95,7 @@ class Dispatcher:
         self._letters = letters
         self._ranges = ranges
         self._on_delivered = on_delivered
+        self._on_returned = on_returned
         self._clock = clock
         self._wall = wall
         self._chance = chance
@@ -402,6 +404,8 @@ class Dispatcher:
         if ruling.buried:
             await self._bury(lanes, ruling.buried)
             self._tell_buried(ruling.buried)
+        if self._on_returned is not None:
+            await self._take_back(flight.items, verdicts)
         if self._on_delivered is not None and ruling.delivered:
             await self._on_delivered(ruling.delivered)
         lanes.settle(flight, ruling, self._clock(), self._chance)
@@ -417,6 +421,17 @@ class Dispatcher:
                     numbers.aged(wall_s - event.committed_us / 1_000_000)
         self._room.set()
         self._wake.set()
+
+    async def _take_back(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> None:
+        assert self._on_returned is not None
+        answers = [
+            (item, verdict.returned)
+            for item, verdict in zip(items, verdicts, strict=True)
+            if verdict.returned is not None
+        ]
+        if answers:
+            await self._on_returned(answers)
+            self.numbers.returned += len(answers)
 
     async def _bury_flight(self, lanes: Lanes, flight: Flight) -> None:
         await self._settle(lanes, flight, [refused(item.fault) for item in flight.items])

@@ -19,8 +19,8 @@ import msgspec
 from headrace.cdc.config import Config, load_part
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.event import CustomerEvent
-from headrace.sinks.base import CallSpec, Item, SinkFinding, SinkSection
-from headrace.sinks.httpanswer import read_answer
+from headrace.sinks.base import RETURNED_SOURCE, CallSpec, Item, SinkFinding, SinkSection
+from headrace.sinks.httpanswer import read_answer, with_returned
 from headrace.sinks.httpdefinition import ActionConfig, AuthConfig, Destination, HttpConfig
 from headrace.sinks.shipped import shipped
 from headrace.sinks.template import Subject, Template, Text
@@ -122,6 +122,8 @@ class HttpSink:
 
     def prepare(self, event: CustomerEvent, offset: int, key: str) -> Item | None:
         """See Sink."""
+        if self._destination.returns is not None and event.source.startswith(RETURNED_SOURCE):
+            return None  # or an answer would be asked about for ever
         action = next((each for each in self._actions if each.wants(event)), None)
         if action is None:
             return None
@@ -149,7 +151,9 @@ class HttpSink:
             reply = await self._client.ask(action.method, first.url, headers, body)
         except NoReply as error:
             return outage(str(error))
-        return read_answer(self._destination.answer, reply, items, host=self._host, now_s=self._wall())
+        answer = read_answer(self._destination.answer, reply, items, host=self._host, now_s=self._wall())
+        returns = self._destination.returns
+        return answer if returns is None else with_returned(returns, answer, reply.body)
 
     async def check(self) -> Sequence[SinkFinding]:
         """See Sink: GET of check_url with our credentials; without one, whether the host answers at all."""

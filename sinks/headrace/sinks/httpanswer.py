@@ -8,11 +8,23 @@ from typing import Any, cast
 import msgspec
 
 from headrace.sinks.base import Item
-from headrace.sinks.httpdefinition import AnswerConfig, ItemsConfig
+from headrace.sinks.httpdefinition import AnswerConfig, ItemsConfig, ReturnsConfig
 from headrace.sinks.transport import Reply, retry_after_s
-from headrace.sinks.verdict import DELIVERED, Answer, Fault, FaultKind, Verdict, outage, refused, retry
+from headrace.sinks.verdict import (
+    DELIVERED,
+    Answer,
+    Fault,
+    FaultKind,
+    Outcome,
+    Returned,
+    Verdict,
+    outage,
+    refused,
+    retry,
+)
 
 _LONGEST_REASON = 200
+_MOST_RETURNED_BYTES = 256 << 10
 
 
 def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, host: str, now_s: float) -> Answer:
@@ -39,6 +51,29 @@ def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, hos
     if is_fine:
         return [DELIVERED] * len(items)
     return Fault(FaultKind.BAD_BATCH, f"{host} answers {status}")
+
+
+def with_returned(rules: ReturnsConfig, answer: Answer, body: bytes) -> Answer:
+    """The verdict on a request of one event, with what comes back of its answer."""
+    if isinstance(answer, Fault) or answer[0].outcome is not Outcome.DELIVERED:
+        return answer
+    return [Verdict(Outcome.DELIVERED, returned=returned_part(rules, body))]
+
+
+def returned_part(rules: ReturnsConfig, body: bytes) -> Returned | None:
+    """What of an answer comes back; None when it has no object and no list there, or more than 256 KiB."""
+    part = msgspec.Raw(body)
+    try:
+        for key in rules.path.split(".") if rules.path else ():
+            part = msgspec.json.decode(part, type=dict[str, msgspec.Raw])[key]
+        # Its own spelling is kept: a number may have more digits than a float.
+        found = bytes(part).strip()
+        tree = msgspec.json.decode(found, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        return None
+    if len(found) > _MOST_RETURNED_BYTES:
+        return None
+    return Returned(rules.name, b'{"items":%b}' % found if isinstance(tree, list) else found)
 
 
 def _by_item(
@@ -90,4 +125,4 @@ def _after(rules: AnswerConfig, reply: Reply, now_s: float) -> float | None:
     return next((after_s for after_s in found if after_s is not None), None)
 
 
-__all__ = ["read_answer"]
+__all__ = ["read_answer", "returned_part", "with_returned"]

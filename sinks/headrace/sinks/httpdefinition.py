@@ -147,6 +147,18 @@ class AnswerConfig(Section, frozen=True):
     items: ItemsConfig | None = None
 
 
+class ReturnsConfig(Section, frozen=True):
+    """What the destination answers comes back: an event of kind ``record`` of the same customer."""
+
+    name: Annotated[str, Meta(min_length=1, description="Name of that event.", examples=["Recommended"])]
+    path: Annotated[
+        str,
+        Meta(
+            description="Dotted path of the object in the answer; empty = the answer itself. A list becomes the property `items`."
+        ),
+    ] = ""
+
+
 class Destination(Section, frozen=True, kw_only=True):
     """One HTTP service."""
 
@@ -165,6 +177,7 @@ class Destination(Section, frozen=True, kw_only=True):
     rate: Annotated[Annotated[float, Meta(gt=0)] | None, Meta(description="Requests a second at most.")] = None
     actions: Annotated[tuple[ActionConfig, ...], Meta(description="None: every event, whole.")] = ()
     answer: AnswerConfig = msgspec.field(default_factory=AnswerConfig)
+    returns: ReturnsConfig | None = None
     check_url: Annotated[
         str, Meta(description='What "headrace sink check" asks by GET; empty = it only looks whether the host answers.')
     ] = ""
@@ -190,6 +203,8 @@ class Destination(Section, frozen=True, kw_only=True):
                 )
         for action in self.actions:
             Template(action.body)
+        if self.returns is not None and not is_single:
+            raise ValueError("returns needs an answer to each event: set batch.max_events to 1")
         if self.batch.body is not None and msgspec.json.encode(self.batch.body).count(b'"{events}"') != 1:
             raise ValueError('batch.body needs the text "{events}" once, where the list of events goes')
 
@@ -217,4 +232,4 @@ class HttpConfig(SinkSection, frozen=True, kw_only=True):
             raise ValueError("give definition (a file) or destination, one of the two")
 
 
-__all__ = ["ActionConfig", "AnswerConfig", "AuthConfig", "Destination", "HttpConfig", "ItemsConfig"]
+__all__ = ["ActionConfig", "AnswerConfig", "AuthConfig", "Destination", "HttpConfig", "ItemsConfig", "ReturnsConfig"]

@@ -30,11 +30,12 @@ class SinkNumbers:
         "held",
         "in_flight",
         "oldest_s",
+        "returned",
         "skipped",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.delivered = self.dead = self.skipped = self.again = self.calls = self.faults = 0
+        self.delivered = self.dead = self.returned = self.skipped = self.again = self.calls = self.faults = 0
         self.ages = [0] * (len(AGE_BUCKETS_S) + 1)
         self.ages_sum_s = 0.0
         self.in_flight: Callable[[], int] = int
@@ -76,6 +77,7 @@ class SinkCollector(Collector):
             ("headrace_sink_dead_events", "Events set aside as dead letters.", "dead"),
             ("headrace_sink_skipped_events", "Events of the log that the sink has no use for.", "skipped"),
             ("headrace_sink_retried_events", "Times an event had to be sent again.", "again"),
+            ("headrace_sink_returned_events", "Answers that came back as events.", "returned"),
             ("headrace_sink_requests", "Requests made.", "calls"),
             ("headrace_sink_failed_requests", "Requests that failed as a whole.", "faults"),
         ]

@@ -35,12 +35,23 @@ class Outcome(enum.Enum):
     REFUSED = "refused"
 
 
+class Returned(msgspec.Struct, frozen=True, gc=False):
+    """What a destination answered to an event, to come back as one of kind ``record``. properties: a JSON object."""
+
+    name: str
+    properties: bytes
+
+
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """reason: the destination's words without row data, for people. after_s: how long it asked to wait; None = it didn't say."""
+    """reason: the destination's words without row data, for people. after_s: how long it asked to wait; None = it didn't say.
+
+    returned: with DELIVERED only.
+    """
 
     outcome: Outcome
     reason: str = ""
     after_s: float | None = None
+    returned: Returned | None = None
 
 
 DELIVERED: Final = Verdict(Outcome.DELIVERED)
@@ -84,4 +95,16 @@ def outage(reason: str, after_s: float | None = None) -> Fault:
     return Fault(FaultKind.OUTAGE, reason, after_s)
 
 
-__all__ = ["AGAIN", "DELIVERED", "Answer", "Fault", "FaultKind", "Outcome", "Verdict", "outage", "refused", "retry"]
+__all__ = [
+    "AGAIN",
+    "DELIVERED",
+    "Answer",
+    "Fault",
+    "FaultKind",
+    "Outcome",
+    "Returned",
+    "Verdict",
+    "outage",
+    "refused",
+    "retry",
+]
