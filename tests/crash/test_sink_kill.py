@@ -1,4 +1,4 @@
-"""kill -9 of ``headrace run`` while it delivers to a webhook that fails: each customer's events have their effect once and in order.
+"""kill -9 of ``headrace run`` while it delivers to a webhook that fails, and to streams over links that break: each customer's events have their effect once and in order.
 
 The webhook is an idempotent one that knows ids, and it outlives every kill. It answers 503, 429 and 409-like repeats at random, and cuts
 nothing (test_personalize.py does that). Judged against the log itself: what it holds, in its order, is what had an effect.
@@ -13,19 +13,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
+import redis.asyncio as redis_asyncio
 
 from fix_servers import Database
+from fix_streams import NatsServer
 from headrace.cdc.config import load
 from headrace.cdc.demo.client import Client
 from headrace.cdc.demo.embedded import free_port
 from headrace.cdc.demo.shop import Shop, Simulator
 from headrace.cdc.log.reader import open_reader
 from hook_server import hook_server
+from proxy import Proxy
 
 DEADLINE_S = 60.0
 _MAIN = "import sys; from headrace.cdc.cli import main; sys.exit(main())"
@@ -128,11 +132,139 @@ server: {{listen: "127.0.0.1:{port}"}}
         assert effects[key] == ids, f"seed {seed}: customer {key}"
 
 
-def _lag(client: Client) -> int | None:
+@pytest.mark.parametrize("seed", [5])
+async def test_kills_and_cut_links_lose_double_and_reorder_nothing_in_streams(
+    database: Database, redis_url: str, nats_server: NatsServer, tmp_path: Path, seed: int
+) -> None:
+    await stream_over_kills(database, redis_url, nats_server, tmp_path, seed=seed, kills=4)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", [51, 52])
+async def test_dozens_of_kills_and_cut_links_while_streaming(
+    database: Database, redis_url: str, nats_server: NatsServer, tmp_path: Path, seed: int
+) -> None:
+    await stream_over_kills(database, redis_url, nats_server, tmp_path, seed=seed, kills=60)
+
+
+async def stream_over_kills(
+    database: Database, redis_url: str, nats_server: NatsServer, folder: Path, *, seed: int, kills: int
+) -> None:
+    """Into Redis Streams and NATS JetStream at once, over links that break. Nothing here drops repetitions: the streams must hold none."""
+    chance = random.Random(seed)
+    shop = Shop(database.dsn, customers=60, products=12)
+    shop.create()
+    port = free_port()
+    client = Client(f"http://127.0.0.1:{port}")
+    subject = f"orders_{database.name}"
+    links = [Proxy(int(redis_url.rpartition(":")[2].partition("/")[0])), Proxy(nats_server.port)]
+    for link in links:
+        await link.start()
+    watching = await nats.connect(nats_server.url)
+    stream = watching.jetstream()
+    await stream.add_stream(name=subject, subjects=[subject], duplicate_window=3600)
+    (folder / "headrace.yaml").write_text(
+        f"""
+log: {{path: shop.log.db}}
+sources:
+  shop: {{type: postgres, dsn: "{database.dsn}", tables: ["shop.*"], slot: sink_{database.name}, publication: sink_{database.name}}}
+events:
+  shop.orders: {{key: customer_id, occurred_at: placed_at}}
+sinks:
+  redis: {{type: redis_stream, url: "redis://127.0.0.1:{links[0].port}", stream: {subject}, when: {{table: [shop.orders]}}, timeout: 2s}}
+  nats: {{type: nats, url: "nats://127.0.0.1:{links[1].port}", subject: {subject}, when: {{table: [shop.orders]}}, timeout: 2s}}
+server: {{listen: "127.0.0.1:{port}"}}
+"""
+    )
+
+    def said() -> str:
+        return f"seed {seed}\n{client.status()}\n" + (folder / "run.log").read_text(errors="replace")[-3000:]
+
+    async def start() -> asyncio.subprocess.Process:
+        with (folder / "run.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable, "-c", _MAIN, "run", "headrace.yaml", cwd=folder, stdout=log, stderr=log,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+            )  # fmt: skip
+
+    async def held() -> list[int]:
+        """Messages in each stream."""
+        async with redis_asyncio.Redis.from_url(redis_url) as reader:
+            return [await reader.xlen(subject), (await stream.stream_info(subject)).state.messages]
+
+    async def reached(process: asyncio.subprocess.Process, done: Callable[[], Awaitable[bool]], what: str) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not await done():
+            assert process.returncode is None, f"{what}: headrace stopped\n{said()}"
+            assert time.monotonic() < end, f"{what} took too long\n{said()}"
+            await asyncio.sleep(0.02)
+
+    async def caught_up() -> bool:
+        return [await asyncio.to_thread(_lag, client, name) for name in ("redis", "nats")] == [0, 0]
+
+    async def trouble() -> None:
+        link = chance.choice(links)
+        draw = chance.random()
+        if draw < 0.7:
+            (link.cut if draw < 0.35 else link.reset)()
+        else:
+            link.hold(*chance.choice([("to_client",), ("to_server",), ("to_server", "to_client")]))
+            await asyncio.sleep(chance.uniform(0.0, 0.3))
+            link.release()
+
+    simulator = Simulator(shop, rate=300, seed=seed)
+    await asyncio.to_thread(simulator.start)
+    try:
+        for _ in range(kills):
+            process = await start()
+            before = await held()
+
+            async def has_more(before: list[int] = before) -> bool:
+                return all(now > then for now, then in zip(await held(), before, strict=True))
+
+            if chance.random() < 0.8:
+                await reached(process, has_more, "delivering")
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(chance.uniform(0.0, 0.2))
+                await trouble()
+            process.kill()
+            assert await process.wait() == -signal.SIGKILL, said()
+    finally:
+        await asyncio.to_thread(simulator.stop)
+    process = await start()
+    last = str(_last_order(database))
+    try:
+        await reached(process, lambda: _has_order(redis_url, subject, last), "last order")
+        await reached(process, caught_up, "catching up")
+    finally:
+        process.terminate()
+        assert await process.wait() == 0, said()
+    wanted = await _orders(folder / "headrace.yaml")
+    async with redis_asyncio.Redis.from_url(redis_url) as reader:
+        in_redis = [(entry[b"key"].decode(), entry[b"id"].decode()) for _, entry in await reader.xrange(subject)]
+    messages = [await stream.get_msg(subject, number) for number in range(1, (await held())[1] + 1)]
+    in_nats = [(each.headers.get("Headrace-Key", ""), each.headers["Nats-Msg-Id"]) for each in messages if each.headers]
+    for name, got in (("redis", in_redis), ("nats", in_nats)):
+        effects: dict[str, list[str]] = {}
+        for key, event_id in got:
+            effects.setdefault(key or "None", []).append(event_id)  # a delete without the customer's column
+        assert effects == wanted, f"seed {seed}: {name}"
+    await watching.close()
+    for link in links:
+        await link.stop()
+
+
+async def _has_order(redis_url: str, stream: str, order: str) -> bool:
+    async with redis_asyncio.Redis.from_url(redis_url) as reader:
+        newest = await reader.xrevrange(stream, count=2_000)
+    return any(f'"id":{order}'.encode() in entry[b"value"] for _, entry in newest)
+
+
+def _lag(client: Client, sink: str = "crm") -> int | None:
     status = client.status()
     if status is None or status["sources"]["shop"]["phase"] != "streaming":
         return None
-    lag: int = status["consumers"]["sinks/crm"]["lag_events"]
+    lag: int = status["consumers"][f"sinks/{sink}"]["lag_events"]
     return lag
 
 
