@@ -65,12 +65,12 @@ async def test_the_documented_lines_receive_events_and_resume(tmp_path: Path) ->
                     while not any(tab["type"] == "page" and tab["url"].startswith(served.url) for tab in tabs):
                         async with http.get(f"http://127.0.0.1:{port}/json") as answer:
                             tabs = await answer.json()
-                    tab = next(tab for tab in tabs if tab["type"] == "page")
+                    tab = next(tab for tab in tabs if tab["type"] == "page" and tab["url"].startswith(served.url))
                     async with http.ws_connect(tab["webSocketDebuggerUrl"]) as socket:
                         page = Page(socket)
-                        while (await page.call("Runtime.evaluate", expression="document.readyState"))["result"][
-                            "value"
-                        ] != "complete":
+                        # A tab is "complete" before it goes anywhere, too.
+                        loaded = "document.readyState === 'complete' && location.href.startsWith('http')"
+                        while not (await page.call("Runtime.evaluate", expression=loaded))["result"]["value"]:
                             await asyncio.sleep(0.01)
                         lines = LINES[1].replace("name=Order+Completed", "from=earliest")
                         script = COLLECT.replace("LINES", lines).replace("COUNT", "6")
@@ -88,6 +88,7 @@ async def test_the_documented_lines_receive_events_and_resume(tmp_path: Path) ->
 
                         writing = asyncio.create_task(write())
                         found = await page.call("Runtime.evaluate", expression=script, awaitPromise=True)
+                        assert "exceptionDetails" not in found, found
                         await writing
                         seen = json.loads(found["result"]["value"])
             assert seen == [[f"g1.{offset + 1}", offset] for offset in range(6)]
