@@ -32,6 +32,7 @@ for name in "${names[@]}"; do
             restart) short=(--log-mib 100 --rounds 2 --idle-s 5) ;;
             collector) short=(--seconds 2 --rounds 1) ;;
             log_append | store_write) short=(--seconds 1) ;;
+            burst) short=(--seconds 5) ;;
             decay) short=(--entities 5000) ;;
             fanout) short=(--events 50000 --seconds 3) ;;
             delivery) short=(--events 50000) ;;
