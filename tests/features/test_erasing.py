@@ -52,6 +52,7 @@ class Shop:
         self.views = load_definitions(folder / "shop_features.py")
         self.log = SlicedLog()
         self.store: Any = None
+        self.task: asyncio.Task[None]
         self.engine = FeatureEngine(self.views, self.make, self.log, CollectorRegistry())
 
     def make(self) -> LoggedStore:
@@ -85,7 +86,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[Shop]:
     await shop.log.add(
         order(1, GONE, note=SECRET), order(2, STAYS), order(3, GONE, "scarf", note="later"), order(4, STAYS, "scarf")
     )
-    task = asyncio.create_task(shop.engine.run())
+    shop.task = task = asyncio.create_task(shop.engine.run())
     await shop.applied()
     yield shop
     task.cancel()
@@ -170,6 +171,31 @@ async def test_a_reader_that_keeps_the_erased_bytes_alive_is_named(shop: Shop) -
     with pytest.raises(StoreError, match="a reader keeps the write-ahead log"):
         await shop.engine.erase({"email": GONE})
     reader.close()
+
+
+async def test_whoever_asked_is_told_when_the_engine_stops_meanwhile(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = asyncio.Event()
+
+    async def stuck(*_: object) -> tuple[int, int]:
+        reached.set()
+        await asyncio.Event().wait()
+        return 0, 0
+
+    monkeypatch.setattr(shop.store, "scrub", stuck)
+    asked = [asyncio.create_task(shop.engine.erase({"email": email})) for email in (GONE, STAYS)]
+    await reached.wait()
+    shop.task.cancel()
+    told = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    assert [str(error) for error in told] == [str(told[0])] * 2
+    assert isinstance(told[0], StoreError) and "has stopped" in told[0].message
+
+
+async def test_rows_that_are_still_there_are_counted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.features.offline.segment.rewrite", lambda *_: None)
+    told = {erased.view: erased for erased in await shop.engine.erase({"email": GONE})}
+    assert told["spending"].left == told["spending"].logged_rows > 0
 
 
 def test_the_command_works_while_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,7 +97,7 @@ async def test_what_the_server_refuses_is_raised_with_its_words() -> None:
             ({"token": "t", "start": "99"}, "beyond the end"),
             ({"token": "t", "kind": ["x"]}, "parameter kind"),
         ):
-            async with subscribe(served.url, **more) as events:  # type: ignore[arg-type]
+            async with subscribe(served.url, **more) as events:  # type: ignore[arg-type]  # by name
                 with pytest.raises(SubscriptionRefused, match=said):
                     await anext(aiter(events))
         async with subscribe(served.url, token="t", start="g1.0") as events:

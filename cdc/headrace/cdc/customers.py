@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Protocol
 
 import msgspec
 
@@ -37,14 +36,6 @@ class Told(msgspec.Struct, frozen=True):
     changed: int = 0
     events: int = 0
     letters: int = 0
-
-
-class Forgets(Protocol):
-    """Something beside the log that holds customers' data."""
-
-    name: str
-
-    async def erase(self, ids: frozenset[str]) -> int: ...
 
 
 class Suppression:
@@ -115,11 +106,10 @@ class Suppression:
 class Customers:
     """What ``headrace customer`` asks for. config: its salts tell as what else an id may stand in the log."""
 
-    def __init__(self, log: EventLog, config: Config, suppression: Suppression, others: Sequence[Forgets] = ()) -> None:
+    def __init__(self, log: EventLog, config: Config, suppression: Suppression) -> None:
         self._log = log
         self._config = config
         self._suppression = suppression
-        self._others = others
 
     async def suppress(self, ids: Sequence[str]) -> Told:
         return Told(changed=await self._suppression.add(ids), suppressed=self._suppression.count)
@@ -133,8 +123,6 @@ class Customers:
         if not hasattr(self._log, "erase"):
             raise RequestRefused("this log can't erase customers", advice="let its retention drop their events")
         events, letters = await self._log.erase(wanted)
-        for other in self._others:
-            await other.erase(wanted)
         return Told(self._suppression.count, 0, events, letters)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from headrace.cdc.config import Config, EventConfig, TransformConfig
 from headrace.cdc.enrich.knowledge import Knowledge
 from headrace.cdc.errors import ConfigError
 from headrace.cdc.pipeline_config import PYTHON_PATTERN
+from headrace.cdc.userfile import run_file
 
 if TYPE_CHECKING:
     from headrace.cdc.process.pipeline import Pipeline
@@ -142,24 +142,7 @@ def _enriching(config: Config, transform: TransformConfig, knowledge: Knowledge)
 
 def load_function(path: Path, name: str) -> Callable[[Any], Any]:
     """A function of a user's file, which is run once for it. Raises ValueError with what is wrong, file and line."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file")
-    spec = importlib.util.spec_from_file_location(f"headrace_transform_{path.stem}_{abs(hash(path)):x}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # A user's file may import its neighbours; a dataclass in it looks itself up among the modules.
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f"{path}:{lines[-1]}" if lines else str(path)
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
+    module = run_file(path, "transform", _told)
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f'{path} has no function "{name}"')
@@ -171,6 +154,12 @@ def load_function(path: Path, name: str) -> Callable[[Any], Any]:
         raise ValueError(f"{name} of {path} doesn't take one argument, the event") from None
     found: Callable[[Any], Any] = function
     return found
+
+
+def _told(error: BaseException, path: Path) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f"{path}:{lines[-1]}" if lines else str(path)
+    return f"{where}: {type(error).__name__}: {error}"
 
 
 __all__ = ["build_pipeline", "load_function"]

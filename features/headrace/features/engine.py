@@ -317,11 +317,19 @@ class FeatureEngine:
             texts, done = self._to_erase.pop(0)
             try:
                 found = await self._erase(texts)
-            except HeadraceError as error:
+            except (DefinitionError, RequestRefused) as error:
                 if not done.done():
                     done.set_exception(error)
-                if isinstance(error, StoreError):
-                    raise  # what the store has of it is known at the next start only
+            except BaseException as error:
+                # What the store has of it is known at the next start only; whoever asked must not wait for that.
+                if not done.done():
+                    is_told = isinstance(error, HeadraceError)
+                    done.set_exception(
+                        error
+                        if is_told
+                        else StoreError("the feature engine has stopped", advice="ask again when it runs")
+                    )
+                raise
             else:
                 if not done.done():
                     done.set_result(found)

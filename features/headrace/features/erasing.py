@@ -83,8 +83,8 @@ async def erase(
         source_rows += len(rows)
         removed = [EntityWrite(key, None, checkpoint.log_time_us, b"") for key in some]
         await store.write([ViewWrite(view, removed, dict.fromkeys(rows), checkpoint)])
-    logged_rows = await store.scrub(view, parts)
-    left = len([state for state in await store.states(view, keys) if state is not None])
+    logged_rows, left = await store.scrub(view, parts)
+    left += len([state for state in await store.states(view, keys) if state is not None])
     left += sum([len(await store.contributions_of(view, key)) for key in keys])
     left += len([row for row in await store.read(view, [], keys) if row is not None])
     return Erased(view.name, len(gone), source_rows, logged_rows, left), keys

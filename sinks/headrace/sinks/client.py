@@ -108,6 +108,7 @@ class EventStream:
     ) -> None:
         events, self._events = self._events, None
         if events is not None:
+            # An async iterator in its type, an async generator in truth.
             await events.aclose()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         if self._session is not None:
             await self._session.close()

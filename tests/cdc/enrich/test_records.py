@@ -83,7 +83,7 @@ async def test_an_event_names_the_newest_recommendation_that_held_its_item(tmp_p
         ({"sku": "a"}, {"at_us": 4 * HOUR_US}),
         ({"sku": "a"}, {"key": None}),
     ):
-        assert after(other, **more) == other  # type: ignore[arg-type]
+        assert after(other, **more) == other  # type: ignore[arg-type]  # fields by name
     knowledge.close()
 
 

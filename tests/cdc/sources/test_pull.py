@@ -310,7 +310,7 @@ def test_each_item_comes_once_over_kill_9(api: Api, tmp_path: Path) -> None:
                 running.kill()
                 running.start()
             total += 7
-            running.wait_until(lambda: count() >= total, "the pull")  # noqa: B023
+            running.wait_until(lambda: count() >= total, "the pull")  # noqa: B023  # called within this round
             running.kill()
         with sqlite3.connect(tmp_path / "pull.log.db") as database:
             database.execute("select 1")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from headrace.cdc.consumer import Health
+from headrace.cdc.enrich.derived import DerivedFile
 from headrace.cdc.errors import ConfigError, LogUnavailable, Trimmed
 from headrace.cdc.event import CustomerEvent, RowPart, key_text
 from headrace.cdc.log.base import EventLog
@@ -48,15 +48,15 @@ class Lookup(msgspec.Struct, frozen=True):
         return _encode([self.table, self.by, self.columns]).decode()
 
 
-class TableMirror:
+class TableMirror(DerivedFile):
     """Rows by lookup, in one file. Any thread may ask; one feeds."""
 
+    schema = _SCHEMA
+
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self.lookups: dict[str, list[Lookup]] = {}
         self._known: dict[tuple[str, str], dict[str, Any] | None] = {}
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
         self.found = 0
         self.missed = 0
 
@@ -143,20 +143,6 @@ class TableMirror:
         wanted = wanted_text([msgspec.json.decode(held[column]) for column in lookup.by])
         self._known.pop((name, wanted), None)
         database.execute("insert or replace into entry values (?, ?, ?, ?)", (name, key, wanted, _encode(kept)))
-
-    def _open(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = sqlite3.connect(self._path, check_same_thread=False, isolation_level="IMMEDIATE")
-            self._database.execute("pragma journal_mode = wal")
-            self._database.execute("pragma synchronous = normal")  # the log has it all: what is lost is read again
-            self._database.executescript(_SCHEMA)
-        return self._database
-
-    def close(self) -> None:
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-            self._database = None
 
 
 class Fed(Protocol):

@@ -5,14 +5,13 @@ Events of kind ``record`` from the log, the newest few of each customer and name
 
 from __future__ import annotations
 
-import sqlite3
-import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from headrace.cdc.enrich.derived import DerivedFile
 from headrace.cdc.event import CustomerEvent
 
 KEPT: Final = 5
@@ -34,14 +33,14 @@ class Said(msgspec.Struct, frozen=True):
     body: dict[str, Any]
 
 
-class RecentRecords:
+class RecentRecords(DerivedFile):
     """Records by name and customer, newest first. Any thread may ask; one feeds."""
 
+    schema = _SCHEMA
+
     def __init__(self, path: Path) -> None:
-        self._path = path
+        super().__init__(path)
         self._names: set[str] = set()
-        self._lock = threading.Lock()
-        self._database: sqlite3.Connection | None = None
 
     def add(self, name: str) -> None:
         """To be called before anything is asked or fed."""
@@ -97,20 +96,6 @@ class RecentRecords:
                     (*place, *place, KEPT),
                 )
             database.execute("update meta set value = ? where key = 'offset'", (next_offset,))
-
-    def _open(self) -> sqlite3.Connection:
-        if self._database is None:
-            self._database = sqlite3.connect(self._path, check_same_thread=False, isolation_level="IMMEDIATE")
-            self._database.execute("pragma journal_mode = wal")
-            self._database.execute("pragma synchronous = normal")  # the log has it all: what is lost is read again
-            self._database.executescript(_SCHEMA)
-        return self._database
-
-    def close(self) -> None:
-        with self._lock:
-            if self._database is not None:
-                self._database.close()
-            self._database = None
 
 
 __all__ = ["KEPT", "RecentRecords", "Said"]

@@ -7,7 +7,6 @@ items it speaks of. Everything of one run happens in one thread.
 from __future__ import annotations
 
 import importlib.util
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from headrace.cdc.userfile import run_file
 
 PAGE_ITEMS = 500
 
@@ -36,21 +37,7 @@ def load(path: Path, name: str) -> Any:
     """The resource, source or function of a user's file. Raises ValueError with what is wrong."""
     if importlib.util.find_spec("dlt") is None:
         raise ValueError("a source of type pull needs the extra: pip install 'headrace[pull]'")
-    if not path.is_file():
-        raise ValueError(f"{path} is no file")
-    spec = importlib.util.spec_from_file_location(f"headrace_pull_{path.stem}_{abs(hash(path)):x}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ValueError(f"{error.filename}:{error.lineno}: {error.msg}") from error
-    except (Exception, SystemExit) as error:
-        raise ValueError(_place(error, path)) from error
-    finally:
-        sys.path.remove(str(path.parent))
+    module = run_file(path, "pull", _place)
     if not hasattr(module, name):
         raise ValueError(f'{path} has no "{name}"')
     return getattr(module, name)
@@ -64,6 +51,7 @@ def pages(found: Any, path: Path, state: dict[str, Any]) -> Iterator[list[Item]]
     held = deepcopy(state)
     try:
         with Container().injectable_context(StateInjectableContext(state=held)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            # dlt types the state as the whole of a pipeline's.
             for resource in _resources(found):
                 yield from _pages_of(resource)
     except Exception as error:

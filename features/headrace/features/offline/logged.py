@@ -176,7 +176,7 @@ class LoggedStore:
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         return await self._store.keys(view)
 
-    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
         """See OnlineStore: rows of the feature log, those of former definitions too. Their writes come first: they begin the view's log."""
         async with self._turn:
             log = self._logs[view.name]
@@ -185,9 +185,11 @@ class LoggedStore:
                     log.rotate()
                 await self._on_thread(log.seal)
                 gone = await self._on_thread(lambda: log.erase(parts))
+                left = await self._on_thread(lambda: log.erase(parts))  # a second look
             except OSError as error:
                 raise self._broken(error) from error
-        return gone + await self._store.scrub(view, parts)
+        others = await self._store.scrub(view, parts)
+        return gone + others[0], left + others[1]
 
     async def _journal(self, writes: Sequence[ViewWrite]) -> None:
         try:

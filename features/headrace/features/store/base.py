@@ -120,10 +120,10 @@ class OnlineStore(Protocol):
         """Remove rows, states, contributions and checkpoint of the view."""
         ...
 
-    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
         """Of entities with these join keys' values, which writes have removed, remove what is held of their past too.
 
-        Result: how many rows of the past went. Deleted bytes are overwritten as far as the store can: SQLite's file is rebuilt; a Redis
+        Result: how many rows of the past went, and how many a look afterwards still found. Deleted bytes are overwritten as far as the store can: SQLite's file is rebuilt; a Redis
         server keeps them in its own files until it writes these anew.
         """
         ...

@@ -136,8 +136,8 @@ class MemoryStore:
             found.append(FeatureRow(values, row.event_time_us))
         return found
 
-    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
-        return 0
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
+        return 0, 0
 
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         codec = codec_of(view)

@@ -224,8 +224,8 @@ class RedisStore:
                 rows.append(FeatureRow(decoded, self._time_us(view, time)))
         return rows
 
-    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
-        return 0
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
+        return 0, 0
 
     async def keys(self, view: ViewSpec) -> list[EntityKey]:
         codec, names = codec_of(view), self._names(view)

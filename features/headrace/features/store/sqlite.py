@@ -242,7 +242,7 @@ class SQLiteStore:
 
         return await self._lane(self._reader).call(work)
 
-    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> int:
+    async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
         """See OnlineStore. Takes as much free disk as the file has, and holds up writes meanwhile, readers not."""
 
         def work(connection: sqlite3.Connection) -> None:
@@ -257,7 +257,7 @@ class SQLiteStore:
                 )
 
         await self._lane(self._writer).call(work)
-        return 0
+        return 0, 0
 
     async def drop(self, view: ViewSpec) -> None:
         def work(connection: sqlite3.Connection) -> None:
