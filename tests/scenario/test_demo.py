@@ -51,7 +51,7 @@ class Demo:
     def end(self) -> dict[str, object]:
         os.killpg(self.process.pid, signal.SIGINT)
         out, err = self.process.communicate(timeout=DEADLINE_S)
-        assert self.process.returncode == 0, err
+        assert self.process.returncode == 0, out + err
         return dict(json.loads(out))
 
 

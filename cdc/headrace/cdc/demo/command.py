@@ -120,7 +120,7 @@ def _show(arguments: Namespace) -> int:
             seed=arguments.seed,
             recommended=client.first,
         )
-        stack.callback(visitor.stop)
+        stack.callback(visitor.close)
         stop = _Stop(arguments.seconds)
         former = signal.signal(signal.SIGINT, stop.interrupt)
         stack.callback(signal.signal, signal.SIGINT, former)

@@ -116,12 +116,18 @@ class Visitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Everything is sent and answered then. Stopping twice is fine."""
-        if not self._stopping.is_set():
-            self._stopping.set()
-            if self._thread.is_alive():
-                self._thread.join()
-            self._client.join()
+        """Everything is sent and answered then. Waits as long as the SDK tries again."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._client.shutdown()  # its join alone leaves unsent what came while the last request was on its way
+
+    def close(self) -> None:
+        """Stop at once; what isn't sent yet is left, as when nobody takes it any more. Closing what is stopped is fine."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._client.join()
 
     def _run(self) -> None:
         while not self._stopping.wait(1 / self._rate):
