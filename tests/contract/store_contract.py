@@ -335,6 +335,60 @@ class StoreContract(ABC):
         assert await store.read(other, ["clicks_1h"], [("s",)]) == [FeatureRow((1.5,), TIME_US)]
         assert await store.keys(other) == [("s",)]
 
+    @pytest.mark.parametrize("changed", ["fields", "join keys"])
+    async def test_a_promoted_draft_is_all_there_is_of_the_view(self, store: OnlineStore, changed: str) -> None:
+        new = msgspec.structs.replace(
+            CLICKS, spec_hash="clicks-2", fields=(CLICKS.fields[0], Field("more", ValueType.INT64))
+        )
+        if changed == "join keys":
+            new = msgspec.structs.replace(new, join_keys=(Field("visitor_id", ValueType.INT64),))
+        kept, gone, added = (1,), (2,), (3,)
+        former = [row(kept, (1, 1.0, "a"), due_us=5), row(gone, (2, 2.0, "b"), due_us=6)]
+        await store.write(
+            [flush(CLICKS, former, at(9), {b"1": Contribution(kept, b"x"), b"2": Contribution(gone, b"y")})]
+        )
+        await store.write([flush(ORDERS, [row(kept, (7,)), row(gone, (8,))], at(9, spec=ORDERS))])
+        rows = [row(kept, (10, None), state=b"new", due_us=70), row(added, (30, 31), event_time_us=TIME_US + SECOND_US)]
+        draft = flush(
+            new.draft, rows, at(4, spec=new), {b"1": Contribution(kept, b"z"), b"3": Contribution(added, b"w")}
+        )
+        await store.write([draft])
+        assert await store.read(CLICKS, ["last_page"], [kept, gone]) == [
+            FeatureRow(("a",), TIME_US),
+            FeatureRow(("b",), TIME_US),
+        ]
+        wanted = await all_of(store, new.draft, [kept, gone, added], [b"1", b"2", b"3"])
+        orders = await all_of(store, ORDERS, [kept, gone], [])
+        await store.promote(new)
+        assert await all_of(store, new, [kept, gone, added], [b"1", b"2", b"3"]) == wanted
+        assert await all_of(store, ORDERS, [kept, gone], []) == orders
+        nothing = await all_of(store, new.draft, [kept, gone, added], [b"1", b"3"])
+        assert nothing == (None, [None] * 3, [None] * 3, [], [None] * 2, [[], [], []], [])
+        await store.promote(new)  # as after an answer that got lost
+        assert await all_of(store, new, [kept, gone, added], [b"1", b"2", b"3"]) == wanted
+        # The view goes on, and what it had is gone for good.
+        await store.write([flush(new, [row(kept, None), row(added, None)], at(5, spec=new), {b"1": None, b"3": None})])
+        assert await store.keys(CLICKS) == []
+        assert await all_of(store, new, [kept, gone, added], [b"1", b"2", b"3"]) == (
+            at(5, spec=new),
+            [None] * 3,
+            [None] * 3,
+            [],
+            [None] * 3,
+            [[], [], []],
+            [],
+        )
+
+    async def test_a_draft_can_be_dropped_and_the_view_stays(self, store: OnlineStore) -> None:
+        await store.write(
+            [flush(CLICKS, [row((1,), (1, 1.0, "a"), due_us=5)], at(9), {b"1": Contribution((1,), b"x")})]
+        )
+        before = await all_of(store, CLICKS, [(1,)], [b"1"])
+        await store.write([flush(CLICKS.draft, [row((1,), (2, 2.0, "b"))], at(4))])
+        await store.drop(CLICKS.draft)
+        assert await store.checkpoint(CLICKS.draft) is None
+        assert await all_of(store, CLICKS, [(1,)], [b"1"]) == before
+
     async def test_a_view_without_join_keys_has_one_row(self, store: OnlineStore) -> None:
         view = ViewSpec("totals", (), (Field("orders", ValueType.INT64),), "totals-1")
         await store.write([flush(view, [row((), (5,), due_us=3)], at(1, spec=view))])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+import redis.asyncio
 
 from fix_servers import RedisServer
 from headrace.cdc.config import Duration
@@ -284,6 +285,87 @@ async def test_features_whose_feast_names_collide_are_refused(store: RedisStore)
     view = ViewSpec("clicks", CLICKS.join_keys, fields, "x")
     with pytest.raises(DefinitionError, match="clicks:f60935 and clicks:f93571"):
         await store.write([ViewWrite(view, [], {}, Checkpoint("x", "g", (1,), 1))])
+
+
+def of_many(view: ViewSpec, first: int, values: tuple[object, ...]) -> ViewWrite:
+    """Twelve entities from this number on."""
+    keys = range(first, first + 12)
+    entities = [EntityWrite((key,), values, 1, b"s", 10) for key in keys]  # type: ignore[arg-type]  # ints and texts
+    rows = {b"r%d" % key: Contribution((key,), b"c") for key in keys}
+    return ViewWrite(view, entities, rows, Checkpoint(view.spec_hash, "g", (first,), 1))
+
+
+SPLIT = ViewSpec(
+    "clicks", CLICKS.join_keys, (Field("clicks_1h", ValueType.INT64), Field("more", ValueType.INT64)), "c2"
+)
+OTHER_KEY = ViewSpec("clicks", (Field("visitor", ValueType.INT64),), SPLIT.fields, "c3")
+
+
+async def promote_cut_at(
+    url: str, store: RedisStore, view: ViewSpec, number: int, monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """A promotion over rows half of which have a successor, whose numbered command finds the link cut; whether it came that far."""
+    redis.Redis.from_url(url).flushdb()
+    await store.checkpoint(CLICKS)
+    await store.checkpoint(view.draft)
+    await store.write([of_many(CLICKS, 1, (1, "a"))])
+    await store.write([of_many(view.draft, 7, (2, 3))])
+    calls = 0
+    real = redis.asyncio.Redis.execute_command
+
+    async def cut(client: object, *args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise redis.ConnectionError
+        return await real(client, *args, **options)  # type: ignore[arg-type]  # its own object
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redis.asyncio.Redis.execute_command", cut)
+        try:
+            await store.promote(view)
+        except StoreError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("view", [SPLIT, OTHER_KEY], ids=["other features", "other join key"])
+async def test_a_promotion_cut_anywhere_is_finished_by_the_next_one(
+    view: ViewSpec, redis_url: str, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.features.store.redis._SCAN_COUNT", 3)
+    monkeypatch.setattr("headrace.features.store.redis._MOVE_CHUNK", 2)
+    number = 1
+    while await promote_cut_at(redis_url, store, view, number, monkeypatch):
+        seen = await store.read(view, ["clicks_1h"], [(key,) for key in range(7, 13)])
+        if view is SPLIT:
+            assert None not in seen, f"cut at {number}: an entity with a former and a new row had none"
+        await store.promote(view)
+        assert sorted(await store.keys(view)) == [(key,) for key in range(7, 19)], number
+        rows = await store.read(view, ["clicks_1h", "more"], [(key,) for key in range(1, 19)])
+        assert [None if row is None else row.values for row in rows] == [None] * 6 + [(2, 3)] * 12, number
+        assert await store.contributions(view, [b"r6", b"r7"]) == [None, Contribution((7,), b"c")]
+        assert len(await store.due(view, 10, 100)) == 12
+        await store.drop(view)
+        assert redis.Redis.from_url(redis_url).keys() == [], f"cut at {number}"
+        number += 1
+    assert number > 10
+
+
+async def test_a_half_promotion_and_a_third_definition_leave_nothing_behind(
+    redis_url: str, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.features.store.redis._MOVE_CHUNK", 2)
+    number = 1
+    while await promote_cut_at(redis_url, store, SPLIT, number, monkeypatch):
+        # The store of the next process, which knows only the third definition.
+        after = store_at(redis_url)
+        await after.open()
+        await after.drop(OTHER_KEY)
+        await after.drop(OTHER_KEY.draft)
+        await after.close()
+        assert redis.Redis.from_url(redis_url).keys() == [], f"cut at {number}"
+        number += 1
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:6379", "redis://", "unix://", ""])

@@ -154,3 +154,40 @@ async def test_a_row_that_another_writer_put_later_is_told_with_that_writers_tim
     (row,) = await store.read(CLICKS, ["page"], [(1,)])
     assert row is not None
     assert row.event_time_us == 77_000_000
+
+
+async def test_what_a_promotion_left_behind_goes_with_the_next_start(
+    store: SQLiteStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("headrace.features.store.sqlite._SLICE", 2)
+    entities = [EntityWrite((key,), (key, True, "secret"), 1, b"") for key in range(20)]
+    await store.write([ViewWrite(CLICKS, entities, {}, Checkpoint("c1", "g", (1,), 1))])
+    await store.write(
+        [ViewWrite(CLICKS.draft, [EntityWrite((1,), (5, True, "new"), 1, b"")], {}, Checkpoint("c1", "g", (1,), 1))]
+    )
+    calls = 0
+    real = SQLiteStore._has_table
+
+    def cut(self: SQLiteStore, connection: sqlite3.Connection, view: str) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise sqlite3.OperationalError("disk I/O error")
+        return real(self, connection, view)
+
+    monkeypatch.setattr(SQLiteStore, "_has_table", cut)
+    with pytest.raises(StoreError):
+        await store.promote(CLICKS)
+    assert [row.values for row in await store.read(CLICKS, ["clicks_1h"], [(1,)]) if row] == [(5,)]
+
+    def tables() -> list[str]:
+        with closing(sqlite3.connect(store.path)) as connection:
+            return [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+
+    assert "shop_clicks__former" in tables()
+    await store.close()
+    await store.open()
+    assert sorted(name for name in tables() if name.startswith("shop_")) == ["shop_clicks"]
+    with closing(sqlite3.connect(store.path)) as connection:
+        assert connection.execute("select count(*) from _hr_view").fetchone() == (1,)
+        assert connection.execute("select count(*) from _hr_state").fetchone() == (1,)

@@ -61,7 +61,7 @@ class Application:
         log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
         try:
-            services = Services(self._config, log, self._registry)
+            services = Services(self._config, log, self._registry, self._is_copying)
             suppression = Suppression(log)
             await suppression.load()
             consumers = self._consumers(services)
@@ -193,6 +193,9 @@ class Application:
                 return await capture.source.snapshot(tables, where)
         known = ", ".join(capture.source.name for capture in self._captures)
         raise RequestRefused(f'there is no source "{source}"', advice=f"name one of sources: {known}")
+
+    def _is_copying(self) -> bool:
+        return any(status.phase in ("connecting", "snapshot") for status in self.source_status().values())
 
     def source_status(self) -> dict[str, SourceStatus]:
         """Every source's health by name."""

@@ -6,7 +6,7 @@ server and supervises its ``run``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -18,11 +18,15 @@ from headrace.cdc.log.base import EventLog
 
 
 class Services(msgspec.Struct, frozen=True):
-    """What a consumer may use: the whole configuration, the log, the registry its metrics belong to."""
+    """What a consumer may use: the whole configuration, the log, the registry its metrics belong to.
+
+    is_copying: whether a source isn't streaming yet, so that the log may lack rows which its tables have.
+    """
 
     config: Config
     log: EventLog
     registry: CollectorRegistry
+    is_copying: Callable[[], bool] = lambda: False
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ _ERASE_S = 3600.0
 _STYLES = {"added": "green", "changed": "yellow", "unchanged": "dim"}
 _MEANING = {
     "added": "filled from the log when headrace starts next",
-    "changed": "its rows are dropped and built anew from the log when headrace starts next",
+    "changed": "built anew from the log when headrace starts next; until that has caught up, the rows of the former definition are served",
     "unchanged": "",
 }
 

@@ -27,13 +27,14 @@ from headrace.cdc.log.base import EventLog
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
 from headrace.features.eraseroute import EraseRoute
-from headrace.features.erasing import Erased, concerned, erase
+from headrace.features.erasing import Erased, being_rebuilt, concerned, erase
 from headrace.features.freshness import FeatureMetrics
 from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, schema_of
 from headrace.features.pushing import PushRoutes
+from headrace.features.rebuilding import Promotions, find_start
 from headrace.features.server import Applied, FeatureServer
 from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
@@ -61,7 +62,7 @@ class FeatureEngine:
     """Consumer of headrace.consumers; see the module.
 
     make_store: a store that isn't open yet; called for each run, since a failed run ends by closing its store. clock: seconds since 1970,
-    only for measuring freshness and for readers' ttl; monotonic: for the pace of checkpoints.
+    only for measuring freshness and for readers' ttl; monotonic: for the pace of checkpoints. is_copying: a source isn't streaming yet.
     """
 
     section: ClassVar[str | None] = "features"
@@ -77,6 +78,7 @@ class FeatureEngine:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         most_states: int = _MOST_STATES,
+        is_copying: Callable[[], bool] = lambda: False,
     ) -> None:
         if log.partitions != 1:
             raise ConfigError(
@@ -92,6 +94,7 @@ class FeatureEngine:
         self._clock = clock
         self._monotonic = monotonic
         self._most_states = most_states
+        self._is_copying = is_copying
         self._metrics = FeatureMetrics(registry)
         self._server = FeatureServer(
             [view.spec for view in views], lambda: self._store, clock=clock, applied=self._applied
@@ -103,6 +106,9 @@ class FeatureEngine:
         self._store: OnlineStore | None = None
         self._main: Lane | None = None
         self._behind: list[Lane] = []
+        self._promotions: Promotions | None = None
+        self._of_other_log: set[str] = set()
+        """Drafts whose former rows are of another log."""
         self._stopped: dict[str, StoppedView] = {}
         self._end = 0
         self._committed = -1
@@ -121,7 +127,13 @@ class FeatureEngine:
             for view in views:
                 check_names(view.spec)
                 schema_of(view.spec)
-        return cls(views, lambda: make_store(config, services), services.log, services.registry)
+        return cls(
+            views,
+            lambda: make_store(config, services),
+            services.log,
+            services.registry,
+            is_copying=services.is_copying,
+        )
 
     @property
     def name(self) -> str:
@@ -152,16 +164,21 @@ class FeatureEngine:
                 if not done.done():
                     done.set_exception(StoreError("the feature engine has stopped", advice="ask again when it runs"))
             self._to_erase = []
+            if self._promotions is not None:
+                await self._promotions.close()
+                self._promotions = None
             await store.close()
 
     async def turn(self) -> None:
         """One round: fresh events first, then a slice of what falls due, then a slice of catching up."""
         assert self._main is not None
         await self._erase_asked()
-        wait_s = 0.0 if self._has_due or self._behind else _IDLE_S
+        is_behind = any(lane.offset < self._main.offset for lane in self._behind)
+        wait_s = 0.0 if self._has_due or is_behind else _IDLE_S
         await self._follow(self._main, wait_s)
         self._has_due = await self._main.decay(_DECAY_SLICE)
         await self._catch_up()
+        await self._take_promoted()
         self._count()
         await asyncio.sleep(0)  # a log and a store that answer at once would never let another task run
         now_s = self._monotonic()
@@ -193,13 +210,15 @@ class FeatureEngine:
         ]
         for lane in self._behind:
             for worker in lane.workers:
-                reason = f"catching up: {self._end - lane.offset} events of the log to go"
-                result.append(Health(f"features/{worker.view.spec.name}", is_ready=False, reason=reason))
-        for worker in self._main.workers:
-            if worker.kernel.counts.missing:
-                columns = ", ".join(sorted(worker.kernel.counts.missing))
-                reason = f"table {worker.view.table} has no column {columns}: correct the definition at {worker.view.defined_at}"
-                result.append(Health(f"features/{worker.view.spec.name}", is_ready=False, reason=reason))
+                if not worker.view.spec.is_draft:  # of a draft the former rows are served
+                    reason = f"catching up: {self._end - lane.offset} events of the log to go"
+                    result.append(Health(f"features/{worker.view.spec.name}", is_ready=False, reason=reason))
+        for lane in (self._main, *self._behind):
+            for worker in lane.workers:
+                if worker.kernel.counts.missing:
+                    columns = ", ".join(sorted(worker.kernel.counts.missing))
+                    reason = f"table {worker.view.table} has no column {columns}: correct the definition at {worker.view.defined_at}"
+                    result.append(Health(f"features/{worker.view.spec.shown}", is_ready=False, reason=reason))
         lag = self._end - self._main.offset
         if lag > _BEHIND_EVENTS:
             result.append(Health("features", is_ready=False, reason=f"{lag} events behind the log"))
@@ -209,13 +228,14 @@ class FeatureEngine:
         """offset: [next event to apply]; lag_events; log_time_us; freshness_ms: recent p50 and p99; views: by name."""
         main = self._main
         views: dict[str, Any] = {}
-        for phase, lane in [("live", main), *[("catching up", lane) for lane in self._behind]]:
-            for worker in () if lane is None else lane.workers:
-                views[worker.view.spec.name] = {"phase": phase, **worker.status(), "offset": lane.offset if lane else 0}
+        for lane in self._lanes():
+            for worker in lane.workers:
+                phase = "rebuilding" if worker.view.spec.is_draft else "live" if lane is main else "catching up"
+                views[worker.view.spec.shown] = {"phase": phase, **worker.status(), "offset": lane.offset}
         for name, view in self._stopped.items():
             views[name] = {"phase": "stopped", "reason": view.reason, "advice": view.advice}
         # The place of the view that is furthest behind: what everybody may rely on.
-        offset = min([0 if lane is None else lane.offset for lane in (main, *self._behind)])
+        offset = min([lane.offset for lane in self._lanes()], default=0)
         status: dict[str, Any] = {
             "offset": [offset],
             "lag_events": 0 if main is None else max(0, self._end - offset),
@@ -231,45 +251,40 @@ class FeatureEngine:
         """Of the view that is furthest behind."""
         if self._main is None:
             return None
-        offset = min(lane.offset for lane in (self._main, *self._behind))
-        return Applied(offset, self._main.log_time_us, {} if self._behind else self._positions)
+        lanes = self._lanes()
+        positions = self._positions if len(lanes) == 1 else {}
+        return Applied(min(lane.offset for lane in lanes), self._main.log_time_us, positions)
+
+    def _lanes(self) -> list[Lane]:
+        """The main one first, when there is one."""
+        promoting = [] if self._promotions is None else self._promotions.lanes
+        return [*([] if self._main is None else [self._main]), *self._behind, *promoting]
 
     async def _begin(self, store: OnlineStore) -> None:
         """Find each view's place; views at the same place share a lane, the furthest is the main one."""
         bounds = await self._log.bounds(0)
         self._end = bounds.end
         places: dict[int, list[ViewWorker]] = {}
+        drafts: dict[int, list[ViewWorker]] = {}
+        self._of_other_log.clear()
         times: dict[int, int] = {}
         for view in self._views:
-            checkpoint = await store.checkpoint(view.spec)
-            offset, log_time_us = 0, 0
-            if (
-                checkpoint is not None
-                and checkpoint.spec_hash == view.spec.spec_hash
-                and checkpoint.generation == self._log.generation
-                and len(checkpoint.offsets) == 1
-                and checkpoint.offsets[0] <= bounds.end
-            ):
-                offset, log_time_us = checkpoint.offsets[0], checkpoint.log_time_us
-                checkpoint = None
-            if view.events is not None and offset == 0:
-                offset = bounds.first  # what was trimmed of events is nowhere else: the view begins with what is kept
-            if offset < bounds.first:
-                self._stop_trimmed(view, offset, bounds.first)
+            start = await find_start(view, store, generation=self._log.generation, bounds=bounds)
+            if start.offset < bounds.first:
+                self._stop_trimmed(view, start.offset, bounds.first)
                 continue
-            if checkpoint is not None:
-                # Another definition, another log, or a log of an older backup: its rows mean nothing any more.
-                await store.drop(view.spec)
-            worker = ViewWorker(
-                view, store, self._log.generation, most_states=max(100, self._most_states // len(self._views))
-            )
-            await worker.begin(offset, log_time_us)
-            places.setdefault(offset, []).append(worker)
-            times[offset] = log_time_us
+            if start.is_of_other_log:
+                self._of_other_log.add(start.view.spec.name)
+            worker = await self._worker(store, start.view, start.offset, start.log_time_us)
+            kept = drafts if start.view.spec.is_draft else places
+            kept.setdefault(start.offset, []).append(worker)
+            times[start.offset] = start.log_time_us
         lanes = [Lane(places[offset], store, offset, times[offset], self._stop) for offset in sorted(places)]
-        # Without any view that can go on, an empty lane keeps the loop, and the status, going.
+        # Without any view that can go on, or with drafts alone, an empty lane keeps the loop, and the status, going.
         self._main = lanes.pop() if lanes else Lane([], store, bounds.end, 0, self._stop)
         self._behind = lanes
+        self._behind += [Lane(drafts[offset], store, offset, times[offset], self._stop) for offset in sorted(drafts)]
+        self._promotions = Promotions(store, {view.spec.name: view for view in self._views})
         self._has_due = False
         cursor = await self._log.committed(_GROUP, 0)
         self._committed = -1 if cursor is None else cursor.offset
@@ -296,21 +311,63 @@ class FeatureEngine:
         if not self._behind:
             return
         assert self._main is not None
-        lane = self._behind.pop(0)
+        # It stays in its place meanwhile: whoever asks how far all views are asks between any two steps.
+        lane = self._behind[0]
         try:
             batch = await self._log.read(0, lane.offset, max_bytes=_CATCH_UP_BYTES)
         except Trimmed:
             await self._drop_trimmed(lane)
-            return
-        await lane.apply(batch.events[: self._main.offset - lane.offset])
-        await lane.decay(_DECAY_SLICE)
-        if not lane.workers:
-            return
-        if lane.offset >= self._main.offset:
-            self._main.workers.extend(lane.workers)
+        else:
+            await lane.apply(batch.events[: self._main.offset - lane.offset])
+            await lane.decay(_DECAY_SLICE)
+            if lane.offset >= self._main.offset:
+                await self._join(lane)
+        self._behind.remove(lane)
+        if lane.workers:
+            self._behind.append(lane)
+
+    async def _join(self, lane: Lane) -> None:
+        """It has reached the main lane: its views become that one's, and its drafts may begin to take the former rows' place."""
+        assert self._main is not None
+        self._main.log_time_us = max(self._main.log_time_us, lane.log_time_us)
+        drafts = [worker for worker in lane.workers if worker.view.spec.is_draft]
+        if len(drafts) < len(lane.workers):
+            self._main.workers.extend(worker for worker in lane.workers if worker not in drafts)
             self._has_due = True
-            return
-        self._behind.append(lane)
+        lane.workers = drafts
+        if drafts and self._end - self._main.offset <= _BEHIND_EVENTS:
+            await self._promote(lane)
+
+    async def _promote(self, lane: Lane) -> None:
+        assert self._promotions is not None and self._store is not None
+        is_copying = bool(self._of_other_log) and self._is_copying()
+        ready = [
+            worker
+            for worker in lane.workers
+            if not worker.kernel.counts.missing and not (is_copying and worker.view.spec.name in self._of_other_log)
+        ]
+        if ready:
+            await lane.save()
+            self._promotions.start(Lane(ready, self._store, lane.offset, lane.log_time_us, self._stop))
+            lane.workers = [worker for worker in lane.workers if worker not in ready]
+
+    async def _take_promoted(self) -> None:
+        assert self._promotions is not None and self._store is not None
+        for lane in self._promotions.finished():
+            workers: list[ViewWorker] = []
+            for draft in lane.workers:
+                view = self._promotions.view_of(draft)
+                checkpoint = await self._store.checkpoint(view.spec)
+                assert checkpoint is not None  # what was the draft's
+                workers.append(await self._worker(self._store, view, lane.offset, checkpoint.log_time_us))
+            self._promotions.forget(lane)
+            self._behind.append(Lane(workers, self._store, lane.offset, lane.log_time_us, self._stop))
+
+    async def _worker(self, store: OnlineStore, view: CompiledView, offset: int, log_time_us: int) -> ViewWorker:
+        most_states = max(100, self._most_states // len(self._views))
+        worker = ViewWorker(view, store, self._log.generation, most_states=most_states)
+        await worker.begin(offset, log_time_us)
+        return worker
 
     async def _erase_asked(self) -> None:
         while self._to_erase:
@@ -344,6 +401,12 @@ class FeatureEngine:
                     f"view {view.spec.name!r} is stopped, and can't be erased from",
                     advice=self._stopped[view.spec.name].advice,
                 )
+        drafts = {
+            worker.view.spec.shown for lane in self._lanes() for worker in lane.workers if worker.view.spec.is_draft
+        }
+        for view in wanted:
+            if view.spec.name in drafts:
+                raise being_rebuilt(view.spec.name)
         for lane in (self._main, *self._behind):
             for worker in lane.workers:
                 if worker.view in wanted:
@@ -356,7 +419,7 @@ class FeatureEngine:
 
     async def _hold_back_retention(self) -> None:
         assert self._main is not None
-        workers = [worker for lane in (self._main, *self._behind) for worker in lane.workers]
+        workers = [worker for lane in self._lanes() for worker in lane.workers]
         if not workers:
             return
         offset = min(worker.stored_offset for worker in workers)
@@ -378,18 +441,18 @@ class FeatureEngine:
         self._metrics.lag(max(0, self._end - self._main.offset))
         for lane in (self._main, *self._behind):
             for worker in lane.workers:
-                self._metrics.counted(worker.view.spec.name, worker.news())
+                self._metrics.counted(worker.view.spec.shown, worker.news())
 
     def _stop(self, worker: ViewWorker, error: DefinitionError) -> None:
-        self._stopped[worker.view.spec.name] = StoppedView.of(worker.view, error)
+        self._stopped[worker.view.spec.shown] = StoppedView.of(worker.view, error)
 
     def _stop_trimmed(self, view: CompiledView, offset: int, first: int) -> None:
         error = DefinitionError(
-            f"view {view.spec.name!r} needs a rebuild from a snapshot: it would start at event {offset} of the log,"
+            f"view {view.spec.shown!r} needs a rebuild from a snapshot: it would start at event {offset} of the log,"
             f" whose oldest kept event is {first}",
             advice=_SNAPSHOT_CURE,
         )
-        self._stopped[view.spec.name] = StoppedView.of(view, error)
+        self._stopped[view.spec.shown] = StoppedView.of(view, error)
 
     async def _drop_trimmed(self, lane: Lane) -> None:
         first = (await self._log.bounds(0)).first

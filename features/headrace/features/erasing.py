@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.cdc.errors import DefinitionError
+from headrace.cdc.errors import DefinitionError, RequestRefused
 from headrace.features.answer import key_part
 from headrace.features.compiled import CompiledView
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
@@ -91,13 +91,26 @@ async def erase(
 
 
 async def erase_alone(views: Sequence[CompiledView], texts: Mapping[str, str], store: OnlineStore) -> list[Erased]:
-    """While no engine runs, from an open store. Raises DefinitionError as ``concerned`` does, StoreError."""
+    """While no engine runs, from an open store. Raises DefinitionError as ``concerned`` does, RequestRefused, StoreError."""
     found: list[Erased] = []
-    for view in concerned(views, texts):
-        checkpoint = await store.checkpoint(view.spec)
+    wanted = concerned(views, texts)
+    stored = [await store.checkpoint(view.spec) for view in wanted]
+    for view, checkpoint in zip(wanted, stored, strict=True):
+        is_former = checkpoint is not None and checkpoint.spec_hash != view.spec.spec_hash
+        if is_former or await store.checkpoint(view.spec.draft) is not None:
+            raise being_rebuilt(view.spec.name)
+    for view, checkpoint in zip(wanted, stored, strict=True):
         if checkpoint is not None:
             found.append((await erase(view.spec, texts, store, checkpoint))[0])
     return found
+
+
+def being_rebuilt(view: str) -> RequestRefused:
+    """There are rows of two definitions: both would have to be looked through, and one is about to go."""
+    return RequestRefused(
+        f"view {view!r} has rows of a former definition, beside which it is built anew",
+        advice='ask again when "headrace status" says it is live',
+    )
 
 
 def answer(views: Sequence[Erased]) -> dict[str, Any]:
@@ -114,4 +127,4 @@ async def _keys(view: ViewSpec, parts: Mapping[str, FeatureValue], store: Online
     return [key for key in await store.keys(view) if all(key[place] == value for place, value in places)]
 
 
-__all__ = ["EraseAsked", "Erased", "answer", "concerned", "erase", "erase_alone"]
+__all__ = ["EraseAsked", "Erased", "answer", "being_rebuilt", "concerned", "erase", "erase_alone"]

@@ -49,6 +49,10 @@ class Field(msgspec.Struct, frozen=True, array_like=True):
     dtype: ValueType
 
 
+DRAFT: Final = "__next"
+"""Ends the name under which a changed view is built beside its former rows. No definition can have such a name."""
+
+
 class OnDemand(msgspec.Struct, frozen=True):
     """A feature that isn't stored: compute gets the values of the stored features named inputs. See ondemand.py."""
 
@@ -74,6 +78,20 @@ class ViewSpec(msgspec.Struct, frozen=True):
     ttl_us: int = 0
     description: str = ""
     on_demand: tuple[OnDemand, ...] = ()
+
+    @property
+    def draft(self) -> ViewSpec:
+        """The same view under its draft's name."""
+        return msgspec.structs.replace(self, name=self.name + DRAFT)
+
+    @property
+    def is_draft(self) -> bool:
+        return self.name.endswith(DRAFT)
+
+    @property
+    def shown(self) -> str:
+        """The name that people gave it."""
+        return self.name.removesuffix(DRAFT)
 
 
 EntityKey: TypeAlias = tuple[FeatureValue, ...]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -111,8 +112,19 @@ class LoggedStore:
     async def drop(self, view: ViewSpec) -> None:
         await self._store.drop(view)
         self._forget(view)
+        if view.is_draft:
+            await self._on_thread(lambda: shutil.rmtree(self._folder / view.name, ignore_errors=True))
         self._views[view.name] = view
         self._places[view.name] = _Place(0, "", is_new=True)
+
+    async def promote(self, view: ViewSpec) -> None:
+        """See OnlineStore. The draft's logged rows become the view's when this goes on with it."""
+        await self._store.promote(view)
+        async with self._turn:
+            for each in (view, view.draft):
+                self._forget(each)
+                self._views.pop(each.name, None)
+                self._places.pop(each.name, None)
 
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         async with self._turn:
@@ -214,6 +226,11 @@ class LoggedStore:
     async def _begin(self, view: ViewSpec, generation: str) -> ViewLog:
         place = self._places[view.name]
         log = ViewLog(self._folder / view.name, view, clock=self._clock)
+        draft = self._folder / view.draft.name
+        if place.is_new:
+            await self._on_thread(lambda: shutil.rmtree(draft, ignore_errors=True))
+        elif not view.is_draft:
+            await self._on_thread(lambda: log.adopt(draft))
         doubtful = await self._on_thread(lambda: log.begin(place.offset, generation, is_new=place.is_new))
         not_stored = 0
         for rows in doubtful:
@@ -227,7 +244,8 @@ class LoggedStore:
     async def _begin_idle(self) -> None:
         """Views that nothing has been written to since the start may have left a journal behind, too."""
         for name, (view, place) in list(self._seen().items()):
-            if name not in self._logs and (self._folder / name).exists():
+            has_rows = (self._folder / name).exists() or (self._folder / view.draft.name).exists()
+            if name not in self._logs and has_rows:
                 await self._begin(view, place.generation)
 
     def _seen(self) -> dict[str, tuple[ViewSpec, _Place]]:

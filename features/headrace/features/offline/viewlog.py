@@ -7,6 +7,8 @@ Blocking file work; knows no store and no loop. The folder::
     00000006-00000000000000004711.parquet    a segment: its number, and the highest offset in it
     retired/<spec hash>-<generation>/        what belonged to another definition or another event log; Feast's glob doesn't see it
 
+A changed view is logged in the folder of its draft until the draft has taken its place in the store.
+
 What was emitted is written here before the online store has it, so nothing is lost; what the store doesn't have is cut off when the view
 goes on, so nothing is there twice. That is told by the store's checkpoint, and among the flushes of that very checkpoint (a storm of decay goes in
 slices that share one) by the states: a flush is in the store when the states of its entities are there.
@@ -15,6 +17,7 @@ slices that share one) by the states: a flush is in the store when the states of
 from __future__ import annotations
 
 import contextlib
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -112,6 +115,23 @@ class ViewLog:
         ]
         self._doubtful = doubtful
         return [rows for _, _, rows in reversed(doubtful)]
+
+    def adopt(self, draft: Path) -> None:
+        """Take over what a draft of this very definition has logged, in place of what is here; nothing without one. Before ``begin``.
+
+        Cut short it goes on where it was: once the description is the draft's, what is here isn't retired again.
+        """
+        theirs = read_description(draft)
+        if theirs is None or theirs.spec_hash != self.view.spec_hash:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        mine = read_description(self.folder)
+        if mine is None or (mine.spec_hash, mine.generation) != (theirs.spec_hash, theirs.generation):
+            self._retire(mine)
+            self._describe(theirs)
+        for path in sorted([*draft.glob("*.journal"), *segments(draft)]):
+            path.replace(self.folder / path.name)
+        shutil.rmtree(draft)
 
     def start(self, not_stored: int) -> None:
         """Begin to log, after taking back so many of the newest flushes that ``begin`` named."""

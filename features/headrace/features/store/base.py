@@ -9,7 +9,7 @@ atomic step, so that after any crash the state, the features and the applied off
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -27,6 +27,21 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     generation: str
     offsets: tuple[int, ...]
     log_time_us: int
+
+
+_PROMOTING: Final = "promoting:"
+
+
+def half_promoted(view: ViewSpec, step: int) -> Checkpoint:
+    """Stored for the view while step by step its draft takes its place."""
+    return Checkpoint(_PROMOTING + view.spec_hash, "", (step,), 0)
+
+
+def is_half_promoted(checkpoint: Checkpoint, view: ViewSpec | None = None) -> bool:
+    """A promote was cut short: of this definition, or (None) of any."""
+    if view is None:
+        return checkpoint.spec_hash.startswith(_PROMOTING)
+    return checkpoint.spec_hash == _PROMOTING + view.spec_hash
 
 
 class EntityWrite(msgspec.Struct, gc=False):
@@ -118,6 +133,15 @@ class OnlineStore(Protocol):
 
     async def drop(self, view: ViewSpec) -> None:
         """Remove rows, states, contributions and checkpoint of the view."""
+        ...
+
+    async def promote(self, view: ViewSpec) -> None:
+        """Put what ``view.draft`` has in the place of all that view has; then there is no draft. Other views may be written meanwhile.
+
+        Readers see each entity's former row or its new one, whole, never none of an entity that has both. Cut short it may leave a
+        checkpoint that ``is_half_promoted``: the same call again finishes it, and drop removes both. After a crash elsewhere the
+        stored checkpoints tell whether it was done. Raises as write does.
+        """
         ...
 
     async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:

@@ -148,6 +148,14 @@ class MemoryStore:
         del self._views[view.name]
         self._fence.note(view, None)
 
+    async def promote(self, view: ViewSpec) -> None:
+        self._of(view)
+        draft = self._views.pop(view.draft.name, None)
+        if draft is not None and draft.checkpoint is not None:
+            self._views[view.name] = draft
+            self._fence.note(view, draft.checkpoint)
+        self._fence.note(view.draft, None)
+
     async def close(self) -> None:
         self._is_open = False
 

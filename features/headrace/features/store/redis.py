@@ -36,12 +36,16 @@ from headrace.cdc.config import Duration, Section
 from headrace.cdc.errors import DefinitionError, StoreError, StoreRefused
 from headrace.features.encoding import codec_of, decode_timestamp
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
-from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, ViewWrite
+from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, ViewWrite, half_promoted
 from headrace.features.store.fence import Fence, decode_checkpoint, encode_checkpoint, moved, went_back
 from headrace.features.store.redisscript import (
+    CLEAR_FORMER,
+    MOVE_DRAFT,
+    MOVE_KEYS,
     READ,
     Names,
     pack_flush,
+    pack_layout,
     unpack_contribution,
     unpack_layout,
 )
@@ -55,6 +59,8 @@ _READ_CHUNK: Final = 1000
 """Hashes a script reads in one go: about a millisecond in which Redis does nothing else."""
 
 _SCAN_COUNT: Final = 1000
+_MOVE_CHUNK: Final = 200
+"""Hashes that one script moves: some milliseconds."""
 
 _PASSING: Final = frozenset(
     {"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"}
@@ -242,12 +248,10 @@ class RedisStore:
         names = self._names(view)
         prefixes, fields = {codec_of(view).key_prefix}, set(names.fields)
         async with self._client() as client:
-            layout = await client.hget(names.checkpoint, "layout")
+            layout = _layout_of(await client.hget(names.checkpoint, "layout"))
             if layout is not None:
-                with contextlib.suppress(msgspec.MsgspecError):
-                    prefix, former = unpack_layout(layout)
-                    prefixes.add(prefix)
-                    fields.update(former)
+                prefixes.add(layout[0])
+                fields.update(layout[1])
             await client.hset(names.checkpoint, "checkpoint", encode_checkpoint(_DROPPING))
             for prefix in prefixes:
                 async for hashes in self._scan(client, prefix):
@@ -258,6 +262,38 @@ class RedisStore:
             await client.unlink(names.due, names.rows, names.of)
             await client.delete(names.checkpoint)
         self._fence.note(view, None)
+
+    async def promote(self, view: ViewSpec) -> None:
+        """See OnlineStore. Two passes over the whole database; readers see entity after entity change."""
+        draft, names = view.draft, self._names(view)
+        drafts, prefix = self._names(draft), codec_of(view).key_prefix
+        async with self._client() as client:
+            if not await client.hexists(drafts.checkpoint, "checkpoint"):
+                return  # done, and the answer was lost
+            stored, layout = await client.hmget(names.checkpoint, "checkpoint", "layout")
+            former_prefix, former = _layout_of(layout) or (prefix, names.fields)
+            if stored != encode_checkpoint(half_promoted(view, 2)):
+                await client.hset(names.checkpoint, "checkpoint", encode_checkpoint(half_promoted(view, 1)))
+                gone: list[bytes | str] = [str(len(former)), *former, drafts.time]
+                async for hashes in self._scan(client, former_prefix):
+                    if hashes:
+                        await client.eval(CLEAR_FORMER, len(hashes), *hashes, *gone)
+                # What is left of the former rows, and what comes now, are both a later definition's to clean up.
+                fields = list(dict.fromkeys((*former, *names.fields)))
+                marks = {
+                    "checkpoint": encode_checkpoint(half_promoted(view, 2)),
+                    "layout": pack_layout(prefix, fields),
+                }
+                await client.hset(names.checkpoint, mapping=marks)
+            moved_fields = [str(len(former)), *former, str(len(names.fields)), *names.fields, *drafts.fields]
+            async for hashes in self._scan(client, prefix):
+                for start in range(0, len(hashes), _MOVE_CHUNK):
+                    part = hashes[start : start + _MOVE_CHUNK]
+                    await client.eval(MOVE_DRAFT, len(part), *part, *moved_fields)
+            keys = (*names.keys, *drafts.keys)
+            checkpoint = await client.eval(MOVE_KEYS, len(keys), *keys, names.layout)
+        self._fence.note(view, checkpoint)
+        self._fence.note(draft, None)
 
     async def close(self) -> None:
         if self._pool is not None:
@@ -382,6 +418,13 @@ class RedisStore:
                 f"Redis at {self._config.place} doesn't answer ({type(error).__name__})",
                 advice="check that the server is up and that features.store.url names it",
             ) from error
+
+
+def _layout_of(data: bytes | None) -> tuple[bytes, tuple[bytes, ...]] | None:
+    """(key prefix, fields) of whoever wrote the view last; None when that isn't known."""
+    with contextlib.suppress(msgspec.MsgspecError):
+        return None if data is None else unpack_layout(data)
+    return None
 
 
 def _after(prefix: bytes) -> bytes:

@@ -121,6 +121,58 @@ for i, key in ipairs(KEYS) do found[i] = redis.call('HMGET', key, unpack(ARGV)) 
 return found
 """
 
+# A draft takes the place of a view in two passes over the hashes; between them the view's checkpoint says how far it is. The first one removes
+# former fields where the draft has no row, the second one moves the draft's over the former ones, hash by hash. So a hash that was moved is
+# never taken for a former one, also when a pass is run again.
+# KEYS hashes. ARGV number of former fields, the former fields, the draft's time field.
+CLEAR_FORMER: Final = """
+local count = tonumber(ARGV[1])
+local former = {}
+for i = 1, count do former[i] = ARGV[1 + i] end
+for _, hash in ipairs(KEYS) do
+  if redis.call('HEXISTS', hash, ARGV[count + 2]) == 0 then redis.call('HDEL', hash, unpack(former)) end
+end
+return 'ok'
+"""
+
+# KEYS hashes. ARGV number of former fields, the former fields, number of fields, the view's fields, the draft's; the time's is the last but one.
+MOVE_DRAFT: Final = """
+local a = tonumber(ARGV[1])
+local former = {}
+for i = 1, a do former[i] = ARGV[1 + i] end
+local count = tonumber(ARGV[a + 2])
+local draft = {}
+for i = 1, count do draft[i] = ARGV[a + 2 + count + i] end
+for _, hash in ipairs(KEYS) do
+  if redis.call('HEXISTS', hash, draft[count - 1]) == 1 then
+    local found = redis.call('HMGET', hash, unpack(draft))
+    local row = {}
+    for i = 1, count do
+      if found[i] then
+        row[#row + 1] = ARGV[a + 2 + i]
+        row[#row + 1] = found[i]
+      end
+    end
+    if a > 0 then redis.call('HDEL', hash, unpack(former)) end
+    redis.call('HSET', hash, unpack(row))
+    redis.call('HDEL', hash, unpack(draft))
+  end
+end
+return 'ok'
+"""
+
+# KEYS the view's checkpoint, due, rows, of; the draft's. ARGV the view's layout. Reply: the checkpoint.
+MOVE_KEYS: Final = """
+local checkpoint = redis.call('HGET', KEYS[5], 'checkpoint')
+for i = 2, 4 do
+  redis.call('UNLINK', KEYS[i])
+  if redis.call('EXISTS', KEYS[4 + i]) == 1 then redis.call('RENAME', KEYS[4 + i], KEYS[i]) end
+end
+redis.call('HSET', KEYS[1], 'checkpoint', checkpoint, 'layout', ARGV[1])
+redis.call('DEL', KEYS[5])
+return checkpoint
+"""
+
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -148,12 +200,17 @@ class Names:
         self.of = private + b"of"
         """Sorted set, all scores 0: entity key + source row key, for ZRANGEBYLEX. No entity key is another one's start."""
         self.keys = (self.checkpoint, self.due, self.rows, self.of)
-        self.layout = msgspec.msgpack.encode((codec_of(view).key_prefix, self.fields))
+        self.layout = pack_layout(codec_of(view).key_prefix, self.fields)
         """What a later definition needs to clean up after this one: msgpack [key prefix, [field, ...]]."""
 
 
+def pack_layout(prefix: bytes, fields: Sequence[bytes]) -> bytes:
+    """What unpack_layout takes apart."""
+    return msgspec.msgpack.encode((prefix, fields))
+
+
 def unpack_layout(data: bytes) -> tuple[bytes, tuple[bytes, ...]]:
-    """What Names.layout packs. Raises msgspec.MsgspecError on other bytes."""
+    """(key prefix, fields). Raises msgspec.MsgspecError on other bytes."""
     return _layout_decoder.decode(data)
 
 

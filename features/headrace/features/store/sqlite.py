@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -52,6 +53,12 @@ _WAL_PAGES: Final = 4000
 """16 MiB of write-ahead log before its pages go into the file."""
 
 _US_PER_S: Final = 1_000_000
+
+_FORMER: Final = "__former"
+"""Ends the name of a view whose place a draft has taken, until the last of its rows is gone. No definition can have such a name."""
+
+_SLICE: Final = 5_000
+"""Rows of each table that one transaction removes: a fresh event waits for it some ten milliseconds."""
 
 _PRIVATE_TABLES: Final = """
 create table if not exists _hr_view (
@@ -142,6 +149,7 @@ class SQLiteStore:
         try:
             await _off_loop(writer, lambda: self._connect(writer, is_writer=True))
             await _off_loop(reader, lambda: self._connect(reader, is_writer=False))
+            await self._clear_former(writer)  # a crash in the middle of it has left the rest
         except BaseException:
             writer.close()
             reader.close()
@@ -205,9 +213,11 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> list[FeatureRow | None]:
             with self._told(), _transaction(connection, "begin"):  # one snapshot for all keys and both tables
-                if not self._has_table(connection, view):
+                if not self._has_table(connection, view.name):
                     return [None] * len(encoded)
-                cells = f"select feature_name, value, event_ts from {_table(self.project, view)} where entity_key = ?"
+                cells = (
+                    f"select feature_name, value, event_ts from {_table(self.project, view.name)} where entity_key = ?"
+                )
                 exact = (
                     "select event_time_us from _hr_state join _hr_view on id = view_id"
                     " where project = ? and name = ? and entity_key = ?"
@@ -235,9 +245,9 @@ class SQLiteStore:
 
         def work(connection: sqlite3.Connection) -> list[EntityKey]:
             with self._told(), _transaction(connection, "begin"):
-                if not self._has_table(connection, view):
+                if not self._has_table(connection, view.name):
                     return []
-                query = f"select distinct entity_key from {_table(self.project, view)}"
+                query = f"select distinct entity_key from {_table(self.project, view.name)}"
                 return [codec.decode_key(key) for (key,) in connection.execute(query)]
 
         return await self._lane(self._reader).call(work)
@@ -266,12 +276,79 @@ class SQLiteStore:
                 for table in ("_hr_state", "_hr_contribution"):
                     connection.execute(f"delete from {table} where view_id = ?", (view_id,))
                 connection.execute("delete from _hr_view where id = ?", (view_id,))
+                if view.is_draft:
+                    connection.execute(f"drop table if exists {_table(self.project, view.name)}")
+                    self._upserts.clear()
+                    return
                 # Emptied, not dropped: a Feast SDK that asks meanwhile finds a table without rows.
                 self._create_table(connection, view)
-                connection.execute(f"delete from {_table(self.project, view)}")
+                connection.execute(f"delete from {_table(self.project, view.name)}")
 
         await self._lane(self._writer).call(work)
         self._fence.note(view, None)
+
+    async def promote(self, view: ViewSpec) -> None:
+        """See OnlineStore. One transaction that renames; the former rows are then removed slice by slice."""
+        draft = view.draft
+
+        def swap(connection: sqlite3.Connection) -> bytes | None:
+            with self._told(), _transaction(connection):
+                draft_id, checkpoint = self._stored(connection, draft)
+                if draft_id is None:
+                    return self._stored(connection, view)[1]
+                former = view.name + _FORMER
+                for each in (view, draft):
+                    self._create_table(connection, each)
+                if self._stored(connection, view)[0] is None:
+                    self._add_view(connection, view)
+                connection.execute(
+                    f"alter table {_table(self.project, view.name)} rename to {_table(self.project, former)}"
+                )
+                connection.execute(
+                    f"alter table {_table(self.project, draft.name)} rename to {_table(self.project, view.name)}"
+                )
+                rename = "update _hr_view set name = ? where project = ? and name = ?"
+                connection.execute(rename, (former, self.project, view.name))
+                connection.execute(rename, (view.name, self.project, draft.name))
+                self._upserts.clear()
+                return checkpoint
+
+        lane = self._lane(self._writer)
+        await self._clear_former(lane)  # of another time, which a crash has left: its name is needed
+        checkpoint = await lane.call(swap)
+        self._fence.note(view, checkpoint)
+        self._fence.note(draft, None)
+        await self._clear_former(lane)
+
+    async def _clear_former(self, lane: _Lane) -> None:
+        """Remove what promotes have replaced, in slices between which others write."""
+
+        def find(connection: sqlite3.Connection) -> list[tuple[int, str]]:
+            query = "select id, name from _hr_view where project = ? and substr(name, ?) = ?"
+            with self._told():
+                return connection.execute(query, (self.project, -len(_FORMER), _FORMER)).fetchall()
+
+        def clear(connection: sqlite3.Connection, view_id: int, name: str) -> bool:
+            table = _table(self.project, name)
+            with self._told(), _transaction(connection):
+                gone = 0
+                if self._has_table(connection, name):
+                    part = f"select rowid from {table} limit {_SLICE}"
+                    gone += connection.execute(f"delete from {table} where rowid in ({part})").rowcount
+                for private, key in (("_hr_state", "entity_key"), ("_hr_contribution", "row_key")):
+                    part = f"select {key} from {private} where view_id = {view_id} limit {_SLICE}"
+                    gone += connection.execute(
+                        f"delete from {private} where view_id = {view_id} and {key} in ({part})"
+                    ).rowcount
+                if not gone:
+                    connection.execute(f"drop table if exists {table}")
+                    connection.execute("delete from _hr_view where id = ?", (view_id,))
+                return gone > 0
+
+        for view_id, name in await lane.call(find):
+            part = functools.partial(clear, view_id=view_id, name=name)
+            while await lane.call(part):
+                pass
 
     async def close(self) -> None:
         for lane in (self._reader, self._writer):  # the writer last: its close folds the WAL into the file
@@ -317,11 +394,14 @@ class SQLiteStore:
 
     def _create_table(self, connection: sqlite3.Connection, view: ViewSpec) -> str:
         """Make Feast's table where it is missing, inside the caller's transaction; result: the upsert into it."""
-        table = _table(self.project, view)
-        connection.execute(_FEAST_TABLE.format(table=table))
-        connection.execute(
-            f"create index if not exists {_quote(f'{self.project}_{view.name}_ek')} on {table} (entity_key)"
-        )
+        table = _table(self.project, view.name)
+        if not self._has_table(connection, view.name):
+            connection.execute(_FEAST_TABLE.format(table=table))
+            if not view.is_draft:
+                # Feast makes it too. The primary key begins with the same column: a table that was a draft does without, since to make it
+                # of millions of rows would hold up every write.
+                index = _quote(f"{self.project}_{view.name}_ek")
+                connection.execute(f"create index if not exists {index} on {table} (entity_key)")
         columns = {row[1] for row in connection.execute(f"pragma table_info({table})")}
         if "value_text" not in columns:  # made by an older Feast; a newer one adds it just so
             connection.execute(f"alter table {table} add column value_text TEXT")
@@ -339,9 +419,9 @@ class SQLiteStore:
         query = "insert into _hr_view (project, name, checkpoint) values (?, ?, '') returning id"
         return int(connection.execute(query, (self.project, view.name)).fetchone()[0])
 
-    def _has_table(self, connection: sqlite3.Connection, view: ViewSpec) -> bool:
+    def _has_table(self, connection: sqlite3.Connection, view: str) -> bool:
         query = "select 1 from sqlite_master where type = 'table' and name = ?"
-        return connection.execute(query, (f"{self.project}_{view.name}",)).fetchone() is not None
+        return connection.execute(query, (f"{self.project}_{view}",)).fetchone() is not None
 
     async def _select(self, view: ViewSpec, query: str, *args: object) -> list[Any]:
         def work(connection: sqlite3.Connection) -> list[Any]:
@@ -421,7 +501,7 @@ class _Prepared:
         )
         if self._removed:
             keys = [(key,) for key in self._removed]
-            connection.executemany(f"delete from {_table(project, self.view)} where entity_key = ?", keys)
+            connection.executemany(f"delete from {_table(project, self.view.name)} where entity_key = ?", keys)
             connection.executemany(f"delete from _hr_state where view_id = {view_id} and entity_key = ?", keys)
         connection.executemany(
             "insert into _hr_contribution (view_id, row_key, entity_key, blob)"
@@ -480,8 +560,8 @@ def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _table(project: str, view: ViewSpec) -> str:
-    return _quote(f"{project}_{view.name}")
+def _table(project: str, view: str) -> str:
+    return _quote(f"{project}_{view}")
 
 
 @contextlib.contextmanager
