@@ -20,7 +20,7 @@ from headrace.cdc.log.reader import LogReader
 from headrace.features.compiled import CompiledView
 from headrace.features.lane import Lane
 from headrace.features.offline.reading import attach, connect, quoted
-from headrace.features.offline.segment import CREATED, DELETED, EVENT_TIMESTAMP
+from headrace.features.offline.segment import CREATED, DELETED, EVENT_TIMESTAMP, OFFSET
 from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
 from headrace.features.store.base import Checkpoint, OnlineStore
 from headrace.features.store.memory import MemoryStore
@@ -137,7 +137,7 @@ def _compare_logged(spec: ViewSpec, folder: Path, online: dict[EntityKey, Any], 
         columns = ", ".join(_column(field.name, field.dtype) for field in (*spec.join_keys, *spec.fields))
         found: dict[EntityKey, Any] = {}
         rows = connection.execute(
-            f"select {columns}, {DELETED} from logged"
+            f"select {columns}, {DELETED} from logged where {OFFSET} >= 0"  # others are a backfill's
             f" qualify row_number() over (partition by {keys} order by {EVENT_TIMESTAMP} desc, {CREATED} desc) = 1"
         ).fetchall()
         width = len(spec.join_keys)

@@ -74,22 +74,25 @@ class ViewWorker:
         """What these events change, None for nothing. offset: the place after them; log_time_us: log time there."""
         changes: list[RowChange] = []
         if self._events is not None:
-            # An event is never taken back: nothing of it need be kept but what it adds.
-            batch = self.kernel.batch()
-            batch.changes = [self._events.read(timed.event, timed.offset, timed.now_us) for timed in events]
-            return await self._carry_out(batch, dict.fromkeys(batch.wanted_rows()), offset, log_time_us)
-        assert self._reader is not None
-        for timed in events:
-            row = timed.event.row
-            assert row is not None  # reads() said so
-            change = self._reader.read(timed.event, row, timed.offset, timed.now_us)
-            if change is not None:
-                changes.append(change)
-        if not changes:
-            return None
+            changes = [self._events.read(timed.event, timed.offset, timed.now_us) for timed in events]
+        else:
+            assert self._reader is not None
+            for timed in events:
+                row = timed.event.row
+                assert row is not None  # reads() said so
+                change = self._reader.read(timed.event, row, timed.offset, timed.now_us)
+                if change is not None:
+                    changes.append(change)
+        return await self.apply_changes(changes, offset, log_time_us) if changes else None
+
+    async def apply_changes(self, changes: Sequence[RowChange], offset: int, log_time_us: int) -> ViewWrite | None:
+        """As ``apply``, of what has been read already."""
         batch = self.kernel.batch()
-        batch.changes = changes
+        batch.changes = list(changes)
         keys = batch.wanted_rows()
+        if self._events is not None:
+            # An event is never taken back: nothing of it need be kept but what it adds.
+            return await self._carry_out(batch, dict.fromkeys(keys), offset, log_time_us)
         found = await self._store.contributions(self.view.spec, keys)
         return await self._carry_out(batch, dict(zip(keys, found, strict=True)), offset, log_time_us)
 

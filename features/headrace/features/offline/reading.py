@@ -32,6 +32,11 @@ def connect() -> Any:
     return connection
 
 
+def error_type() -> Any:
+    """What DuckDB raises."""
+    return importlib.import_module("duckdb").Error
+
+
 def attach(connection: Any, folder: Path, view: ViewSpec, name: str) -> None:
     """Make ``name`` a relation of all logged rows of a view, in the columns of segment.py.
 

@@ -16,7 +16,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from headrace.cdc.errors import DefinitionError
 from headrace.features.offline.journal import Flush
@@ -97,6 +97,41 @@ def write_segment(path: Path, view: ViewSpec, flushes: Iterable[Flush]) -> None:
     with _whole(path, schema) as writer:
         for batch in _batches(view, flushes, schema):
             writer.write_batch(batch)
+
+
+class SegmentWriter:
+    """A context in which flushes are added one by one; the file is there as a whole afterwards, or after an error not at all."""
+
+    def __init__(self, path: Path, view: ViewSpec) -> None:
+        self._view = view
+        self._schema = schema_of(view)
+        self._file = _whole(path, self._schema)
+        self._flushes: list[Flush] = []
+        self._waiting = 0
+        self.rows = 0
+
+    def __enter__(self) -> Self:
+        self._writer = self._file.__enter__()
+        return self
+
+    def add(self, flush: Flush) -> None:
+        """Raises OSError."""
+        self._flushes.append(flush)
+        self._waiting += len(flush.rows)
+        self.rows += len(flush.rows)
+        if self._waiting >= _CHUNK_ROWS:
+            self._put()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._put()
+        self._file.__exit__(kind)
+
+    def _put(self) -> None:
+        for batch in _batches(self._view, self._flushes, self._schema):
+            self._writer.write_batch(batch)
+        self._flushes = []
+        self._waiting = 0
 
 
 def rewrite(source: Path, target: Path, mask: Any) -> None:

@@ -7,18 +7,17 @@ here: values are passed through bit for bit.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from headrace.cdc.errors import DefinitionError
-from headrace.features.offline.reading import attach, connect, quoted, quoted_text
+from headrace.features.offline.pastrows import relation_of
+from headrace.features.offline.reading import attach, connect, error_type, quoted, quoted_text
 from headrace.features.offline.segment import CREATED, DELETED, EVENT_TIME, EVENT_TIMESTAMP
 from headrace.features.spec import ViewSpec
 
 _ROW: Final = "hr__row"
-_READERS: Final = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json", ".ndjson": "read_json"}
 _FORMATS: Final = {".parquet": "(format parquet, compression zstd)", ".csv": "(format csv, header)"}
 
 
@@ -41,8 +40,8 @@ def training_set(
     if out.suffix not in _FORMATS:
         raise DefinitionError(f"{out.name} has no format known here", advice="end its name in .parquet or .csv")
     connection = connect()
-    duckdb_error: type[Exception] = _error_type()
-    source = _source(entities)
+    duckdb_error: type[Exception] = error_type()
+    source = relation_of(entities, "--entities")
     try:
         connection.execute(f"create temp table entities as select *, row_number() over () as {_ROW} from ({source})")
     except duckdb_error as error:
@@ -97,16 +96,6 @@ def _join(view: ViewSpec, log: str, alias: str) -> str:
     return f"asof left join ({rows}) {alias} on {same}e.{EVENT_TIMESTAMP}::timestamptz >= {alias}.{EVENT_TIMESTAMP}"
 
 
-def _source(entities: str) -> str:
-    path = Path(entities)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is not None and len(entities.split()) < 3:
-        if not path.is_file():
-            raise DefinitionError(f"entities file {entities} doesn't exist", advice="correct --entities")
-        return f"select * from {reader}({quoted_text(entities)})"
-    return entities.rstrip().rstrip(";")
-
-
 def _chosen(
     views: Sequence[ViewSpec], features: Sequence[str], columns: Sequence[str]
 ) -> list[tuple[ViewSpec, list[str]]]:
@@ -137,7 +126,3 @@ def _chosen(
     if not wanted:
         raise DefinitionError("no view has join keys that the entities have", advice=f"the views are: {known}")
     return [(by_name[name], names) for name, names in wanted.items()]
-
-
-def _error_type() -> Any:
-    return importlib.import_module("duckdb").Error

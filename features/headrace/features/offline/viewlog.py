@@ -234,7 +234,7 @@ class ViewLog:
                 path.replace(place / path.name)
             for journal in sorted(place.glob("*.journal")):
                 seal(journal, place)
-        segment.write_segment(self.folder / _segment_name(0, 0), self.view, ())
+        segment.write_segment(self.folder / FIRST_SEGMENT, self.view, ())
 
     def _settle(self) -> None:
         """Finish what a crash left between two steps: a journal beside its segment, a segment beside its shorter self."""
@@ -316,3 +316,7 @@ def seal(journal: Path, folder: Path) -> None:
 
 def _segment_name(number: int, last_offset: int) -> str:
     return f"{number:08d}-{last_offset:020d}.parquet"
+
+
+FIRST_SEGMENT: Final = _segment_name(0, 0)
+"""Empty, or a backfill: before all that was logged, and never taken back with it."""

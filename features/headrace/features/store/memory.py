@@ -36,6 +36,10 @@ class _View(msgspec.Struct):
     rows: dict[bytes, _Row] = {}
     contributions: dict[bytes, tuple[bytes, bytes]] = {}
     """Source row key -> (entity key, blob)."""
+    row_keys: dict[bytes, set[bytes]] = {}
+    """Entity key -> the source rows that count for it."""
+    due: list[tuple[int, bytes]] = []
+    """A heap of (due_us, entity key), those that have changed since included."""
     checkpoint: bytes | None = None
 
 
@@ -76,18 +80,23 @@ class MemoryStore:
         return [None if pair is None else Contribution(codec.decode_key(pair[0]), pair[1]) for pair in found]
 
     async def contributions_of(self, view: ViewSpec, key: EntityKey) -> list[tuple[bytes, bytes]]:
-        wanted = codec_of(view).encode_key(key)
-        kept = self._of(view).contributions
-        return [(row_key, blob) for row_key, (entity, blob) in kept.items() if entity == wanted]
+        kept = self._of(view)
+        return [
+            (row_key, kept.contributions[row_key][1])
+            for row_key in kept.row_keys.get(codec_of(view).encode_key(key), ())
+        ]
 
     async def due(self, view: ViewSpec, until_us: int, limit: int) -> list[tuple[int, EntityKey]]:
-        codec = codec_of(view)
-        waiting = (
-            (row.due_us, key)
-            for key, row in self._of(view).rows.items()
-            if row.due_us is not None and row.due_us <= until_us
-        )
-        return [(due_us, codec.decode_key(key)) for due_us, key in heapq.nsmallest(limit, waiting)]
+        codec, kept = codec_of(view), self._of(view)
+        found: dict[bytes, int] = {}
+        while kept.due and kept.due[0][0] <= until_us and len(found) < limit:
+            due_us, key = heapq.heappop(kept.due)
+            row = kept.rows.get(key)
+            if row is not None and row.due_us == due_us:
+                found[key] = due_us
+        for key, due_us in found.items():
+            heapq.heappush(kept.due, (due_us, key))
+        return [(due_us, codec.decode_key(key)) for key, due_us in found.items()]
 
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         # Everything that can fail comes first, so that a refused write changes nothing.
@@ -115,11 +124,15 @@ class MemoryStore:
                     kept.rows.pop(key, None)
                 else:
                     kept.rows[key] = row
+                    if row.due_us is not None:
+                        heapq.heappush(kept.due, (row.due_us, key))
             for row_key, pair in contributions.items():
-                if pair is None:
-                    kept.contributions.pop(row_key, None)
-                else:
+                former = kept.contributions.pop(row_key, None)
+                if former is not None:
+                    kept.row_keys[former[0]].discard(row_key)
+                if pair is not None:
                     kept.contributions[row_key] = pair
+                    kept.row_keys.setdefault(pair[0], set()).add(row_key)
             kept.checkpoint = encode_checkpoint(write.checkpoint)
             self._fence.note(write.view, kept.checkpoint)
 
