@@ -61,6 +61,7 @@ docs: ## write the generated pages of docs/ anew
 	@.ci/venv.sh test
 	@.venv/bin/headrace schema --markdown > build/configuration.md && mv build/configuration.md docs/configuration.md
 	@.venv/bin/headrace schema --types > build/types.md && mv build/types.md docs/types.md
+	@.venv/bin/python .ci/windowplot.py docs/window.svg
 
 build: ## wheel and source package in dist/
 	@.ci/venv.sh test

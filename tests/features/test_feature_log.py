@@ -339,3 +339,16 @@ def test_a_journal_closed_while_another_thread_syncs_it(
         may_go_on.set()
         syncing.result()
         other.submit(writer.sync).result()
+
+
+async def test_a_view_with_on_demand_features_is_logged_too(definitions: Path, tmp_path: Path) -> None:
+    definitions.write_text(
+        DEFINITIONS.replace("import Entity", "import on_demand, Entity")
+        + 'halves = FeatureView("halves", entity=customer, source=Table("public.orders"), features=[count(name="n")],'
+        + ' on_demand=[on_demand("half", Float64, inputs=["n"], compute=lambda n: n / 2)])\n'
+    )
+    view = load_definitions(definitions)[-1]
+    log, table = SlicedLog(), random_life(98, 60)
+    await log.add(*table.events)
+    await run_to_the_end(make_engine([view], MemoryStore(), log, tmp_path / "log"), 60)
+    assert logged(tmp_path / "log", view.spec)

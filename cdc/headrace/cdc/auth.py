@@ -56,7 +56,7 @@ def scope_of(method: str, path: str) -> str:
     parts = path.split("/")
     if parts[1] == "v1" and parts[2:3] in (["stream"], ["events"], ["ws"], ["subscriptions"]):
         return "events"
-    if path == "/get-online-features" or (method == "GET" and parts[1:3] == ["v1", "features"]):
+    if path in ("/get-online-features", "/features") or (method == "GET" and parts[1:3] == ["v1", "features"]):
         return "features"
     if method == "GET" and path in ("/", "/metrics", "/v1/status"):
         return "status"

@@ -19,10 +19,7 @@ CORS: other web pages can't read answers. A pushed source's routes (sources/base
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import logging
-import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -43,6 +40,7 @@ from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerE
 from headrace.cdc.firsthead import FirstHead
 from headrace.cdc.listen import BACKLOG, ListenAddress, bind, is_loopback, reachable_url
 from headrace.cdc.log.base import EventLog
+from headrace.cdc.page import Page
 from headrace.cdc.sources.base import Asked, ConnectionMaker, PushedSource, SourceStatus
 from headrace.cdc.state import ProcessState
 
@@ -117,7 +115,6 @@ class WebServer:
         self._listeners: list[asyncio.Server] = []
         self._quick: list[ConnectionMaker] = []
         self._url = ""
-        self._page, self._page_policy = _load_console()
 
     @property
     def url(self) -> str:
@@ -130,7 +127,7 @@ class WebServer:
         application = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
         application.add_routes(
             [
-                web.get("/", self._console),
+                web.get("/", Page(Path(__file__).with_name("console.html")).answer),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
                 web.get("/metrics", self._metrics),
@@ -237,8 +234,9 @@ class WebServer:
                 "this route wants a bearer token, and the request has none that is known",
                 'send the header "Authorization: Bearer TOKEN" with a token of server.tokens',
             )
-            # A browser that opens the console gets its own dialogue (the token goes in as password); programs are told Bearer.
-            scheme = 'Basic realm="headrace: token as password"' if request.path == "/" else 'Bearer realm="headrace"'
+            # A browser that opens a page gets its own dialogue (the token goes in as password); programs are told Bearer.
+            is_page = request.path in ("/", "/features")
+            scheme = 'Basic realm="headrace: token as password"' if is_page else 'Bearer realm="headrace"'
             refused.headers["WWW-Authenticate"] = scheme
             return refused
         if is_local_host(request.host):
@@ -306,14 +304,6 @@ class WebServer:
         assert self._letters is not None
         return json_response(await self._letters.retry(await _selection(request)))
 
-    async def _console(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=self._page,
-            content_type="text/html",
-            charset="utf-8",
-            headers={"Content-Security-Policy": self._page_policy},
-        )
-
 
 def _hold_json(request: web.Request) -> None:
     """A form of another web page could send any other type without asking first (CORS)."""
@@ -373,21 +363,6 @@ async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     headers["Referrer-Policy"] = "no-referrer"
     headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
     headers.setdefault("Cache-Control", "no-store")
-
-
-def _load_console() -> tuple[bytes, str]:
-    """The page and its Content-Security-Policy: its own inline style and script by hash, nothing else."""
-    page = Path(__file__).with_name("console.html").read_bytes()
-
-    def hashes(tag: bytes) -> str:
-        found = re.findall(rb"<%s>(.*?)</%s>" % (tag, tag), page, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in found)
-
-    policy = (
-        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, policy
 
 
 __all__ = ["WebServer", "error_response", "json_response"]

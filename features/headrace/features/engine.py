@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -33,6 +34,7 @@ from headrace.features.lane import Lane
 from headrace.features.loading import load_definitions
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.offline.segment import check_names, schema_of
+from headrace.features.pageroutes import PageRoutes
 from headrace.features.pushing import PushRoutes
 from headrace.features.rebuilding import Promotions, find_start
 from headrace.features.server import Applied, FeatureServer
@@ -63,6 +65,7 @@ class FeatureEngine:
 
     make_store: a store that isn't open yet; called for each run, since a failed run ends by closing its store. clock: seconds since 1970,
     only for measuring freshness and for readers' ttl; monotonic: for the pace of checkpoints. is_copying: a source isn't streaming yet.
+    feature_log: its folder, for those who look; make_store's store writes it.
     """
 
     section: ClassVar[str | None] = "features"
@@ -79,6 +82,7 @@ class FeatureEngine:
         monotonic: Callable[[], float] = time.monotonic,
         most_states: int = _MOST_STATES,
         is_copying: Callable[[], bool] = lambda: False,
+        feature_log: Path | None = None,
     ) -> None:
         if log.partitions != 1:
             raise ConfigError(
@@ -102,6 +106,7 @@ class FeatureEngine:
         self._positions: dict[str, str] = {}
         self._erasing = EraseRoute(self.erase)
         self._to_erase: list[tuple[Mapping[str, str], asyncio.Future[list[Erased]]]] = []
+        self._page = PageRoutes(views, self.status, feature_log, clock=clock)
         self._pushing = PushRoutes(views, log, self._server.until, clock=clock)
         self._store: OnlineStore | None = None
         self._main: Lane | None = None
@@ -133,6 +138,7 @@ class FeatureEngine:
             services.log,
             services.registry,
             is_copying=services.is_copying,
+            feature_log=None if config.offline is None else services.config.path(config.offline.path),
         )
 
     @property
@@ -140,7 +146,7 @@ class FeatureEngine:
         return "features"
 
     def routes(self) -> Iterable[web.RouteDef]:
-        return [*self._server.routes(), *self._pushing.routes(), *self._erasing.routes()]
+        return [*self._page.routes(), *self._server.routes(), *self._pushing.routes(), *self._erasing.routes()]
 
     async def run(self) -> None:
         """Work until cancelled. Raises StoreError (retry) when the store fails; the next run goes on from the checkpoints."""

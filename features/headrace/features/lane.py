@@ -91,6 +91,8 @@ class Lane:
         stopped: list[ViewWorker] = []
         for place, events in routed.items():
             worker = self.workers[place]
+            if events:
+                worker.newest_us = max(worker.newest_us, events[-1].event.committed_us)
             try:
                 write = await worker.apply(events, offset, now_us) if events else None
             except DefinitionError as error:

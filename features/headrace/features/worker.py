@@ -41,6 +41,8 @@ class ViewWorker:
         self.kernel = ViewKernel(view)
         self.stored_offset = 0
         self.stored_log_time_us = 0
+        self.newest_us = 0
+        """Commit time of the newest change of this run, 0 before the first."""
         self.next_due_us = FOREVER_US
         """No row of the view changes by itself before this log time; may be too early, never too late."""
         self._told = Counts()
@@ -171,6 +173,7 @@ class ViewWorker:
             "unknown_columns": counts.unknown,
             "unreadable_values": counts.unreadable,
             "cached_entities": len(self._states),
+            "newest_change_us": self.newest_us or None,
         }
 
     async def _carry_out(

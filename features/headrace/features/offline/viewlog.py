@@ -196,7 +196,10 @@ class ViewLog:
             self._number += 1
 
     def _open(self) -> None:
-        self._writer = JournalWriter(self.folder / f"{self._number:08d}.journal", Header(self.view, self._generation))
+        stored = msgspec.structs.replace(
+            self.view, on_demand=()
+        )  # nothing of these is logged, and functions have no JSON
+        self._writer = JournalWriter(self.folder / f"{self._number:08d}.journal", Header(stored, self._generation))
         self._has_rows = False
         self.opened_s = self._clock()
 
