@@ -23,6 +23,7 @@ HOT_MODULES = [
     "cdc/headrace/cdc/decode/mysqlvalue.py",
     "cdc/headrace/cdc/decode/pgoutput.py",
     "cdc/headrace/cdc/decode/pgvalue.py",
+    "features/headrace/features/protovalue.py",
 ]
 
 STAMP = f"build/compiled-{sys.implementation.cache_tag}.json"

@@ -29,6 +29,7 @@ _AGAINST_SELECT = (
     "test_postgres_shapes.py",
     "test_postgres_large.py",
     "test_fold_property.py",
+    "test_encoding.py",
 )
 
 IS_PURE = os.environ.get("HEADRACE_PURE") == "1"

@@ -13,12 +13,13 @@ from typing import Any, Final, Literal, TypeAlias
 
 from headrace.cdc.event import Value
 from headrace.features.ondemand import INVALID, fields_of
-from headrace.features.spec import EntityKey, FeatureValue, ValueType, ViewSpec
+from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
 from headrace.features.store.base import FeatureRow
 from headrace.features.values import converter
 
 Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_AGE", "INVALID"]
 
+_AS_IT_IS: Final = frozenset({ValueType.INT32, ValueType.INT64, ValueType.STRING, ValueType.BOOL})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,13 +64,13 @@ def entity_answer(view: ViewSpec, key: EntityKey, row: FeatureRow | None, now_us
     }
     if row is None:
         return {**body, "status": "NOT_FOUND"}
-    columns = [column(view, field.dtype, place, [row], now_us, readable) for place, field in enumerate(fields_of(view))]
+    found = columns(view, fields_of(view), [row], now_us, is_wire=False)
     names = [field.name for field in fields_of(view)]
     return {
         **body,
         "status": "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT",
-        "features": dict(zip(names, [found["values"][0] for found in columns], strict=True)),
-        "statuses": dict(zip(names, [found["statuses"][0] for found in columns], strict=True)),
+        "features": dict(zip(names, [column["values"][0] for column in found], strict=True)),
+        "statuses": dict(zip(names, [column["statuses"][0] for column in found], strict=True)),
         "event_timestamp": timestamp(row.event_time_us),
         "freshness_ms": round((now_us - row.event_time_us) / 1000, 3),
     }
@@ -81,47 +82,65 @@ def key_column(values: Sequence[Value]) -> dict[str, Any]:
     return {"values": list(values), "statuses": ["PRESENT"] * count, "event_timestamps": [timestamp(0)] * count}
 
 
-def column(
-    view: ViewSpec,
-    dtype: ValueType,
-    place: int,
-    rows: Sequence[FeatureRow | None],
-    now_us: int,
-    spell: Callable[[FeatureValue], Any] | None = None,
-) -> dict[str, Any]:
-    """One feature of many rows, as Feast answers it; place: its index in the rows' values. spell: default Feast's spelling."""
-    values: list[Any] = []
-    statuses: list[Status] = []
-    times: list[str] = []
-    for row in rows:
-        if row is None:
-            values.append(None)
-            statuses.append("NOT_FOUND")
-            times.append(timestamp(0))
-            continue
-        times.append(timestamp(row.event_time_us))
-        value: Any = row.values[place]
-        if _is_outside(view, row, now_us):
-            values.append(None)
-            statuses.append("OUTSIDE_MAX_AGE")
-        elif value is INVALID:
-            values.append(None)
-            statuses.append("INVALID")
-        else:
-            values.append(spell(value) if spell is not None else _wire(value, dtype))
-            statuses.append("NULL_VALUE" if value is None else "PRESENT")
-    return {"values": values, "statuses": statuses, "event_timestamps": times}
+def columns(
+    view: ViewSpec, fields: Sequence[Field], rows: Sequence[FeatureRow | None], now_us: int, *, is_wire: bool = True
+) -> list[dict[str, Any]]:
+    """Each of these features of many rows, as Feast answers it. fields: in the order of the rows' values. is_wire: whole seconds for a time, as Feast spells it.
+
+    Columns share what they have in common: the times, and the statuses where every value is there.
+    """
+    times = [timestamp(0 if row is None else row.event_time_us) for row in rows]
+    of_rows: list[Status] = [
+        "NOT_FOUND" if row is None else "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT"
+        for row in rows
+    ]
+    nothing = (None,) * len(fields)
+    shown = [
+        row.values if row is not None and status == "PRESENT" else nothing
+        for row, status in zip(rows, of_rows, strict=True)
+    ]
+    given: list[tuple[Any, ...]] = list(zip(*shown, strict=True)) if rows else [()] * len(fields)
+    answered: list[dict[str, Any]] = []
+    for field, values in zip(fields, given, strict=True):
+        statuses = of_rows
+        spelt: Sequence[Any] = values
+        if None in values or INVALID in values:
+            statuses = [_status(status, value) for status, value in zip(of_rows, values, strict=True)]
+            spelt = [None if value is INVALID else value for value in values]
+        spell = _spelling(field.dtype, is_wire=is_wire)
+        if spell is not None:
+            spelt = [None if value is None else spell(value) for value in spelt]
+        answered.append({"values": spelt, "statuses": statuses, "event_timestamps": times})
+    return answered
+
+
+def _status(of_row: Status, value: Any) -> Status:
+    if of_row != "PRESENT" or (value is not None and value is not INVALID):
+        return of_row
+    return "NULL_VALUE" if value is None else "INVALID"
 
 
 def _is_outside(view: ViewSpec, row: FeatureRow, now_us: int) -> bool:
     return view.ttl_us > 0 and now_us - row.event_time_us > view.ttl_us
 
 
-def _wire(value: FeatureValue, dtype: ValueType) -> Any:
-    """Feast's JSON of a value: whole seconds for a time, otherwise as readable."""
-    if dtype is ValueType.UNIX_TIMESTAMP and isinstance(value, int):
-        return value // 1_000_000
-    return readable(value)
+def _spelling(dtype: ValueType, *, is_wire: bool) -> Callable[[Any], Any] | None:
+    """What makes JSON of a value; None where JSON takes it as it is."""
+    if dtype is ValueType.UNIX_TIMESTAMP:
+        return _whole_seconds if is_wire else None
+    if dtype is ValueType.FLOAT64 or dtype is ValueType.FLOAT32:
+        return _real
+    return None if dtype in _AS_IT_IS else readable
+
+
+def _whole_seconds(value: int) -> int:
+    return value // 1_000_000
+
+
+def _real(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def readable(value: FeatureValue) -> Any:
@@ -130,9 +149,7 @@ def readable(value: FeatureValue) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, tuple):
         return [readable(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
+    return _real(value) if isinstance(value, float) else value
 
 
 def timestamp(time_us: int) -> str:

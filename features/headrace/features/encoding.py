@@ -18,18 +18,15 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from headrace.cdc.errors import DefinitionError, StoreRefused
-from headrace.features.spec import LISTS, EntityKey, FeatureValue, Field, ValueType, ViewSpec
+from headrace.features.protovalue import decode_row, encode_row
+from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
 
 _U32: Final = struct.Struct("<I")
 _U32_PAIR: Final = struct.Struct("<II")
 _I32: Final = struct.Struct("<i")
 _I64: Final = struct.Struct("<q")
-_DOUBLE: Final = struct.Struct("<cd")
 _PLAIN_DOUBLE: Final = struct.Struct("<d")
-_FLOAT: Final = struct.Struct("<cf")
 
-_INT32_MIN, _INT32_MAX = -(1 << 31), (1 << 31) - 1
-_INT64_MIN, _INT64_MAX = -(1 << 63), (1 << 63) - 1
 _US_PER_S: Final = 1_000_000
 _STRING_TYPE: Final = 2
 
@@ -44,11 +41,6 @@ _KEY_TYPES: Final = {
 
 _NO_JOIN_KEY: Final = Field("__dummy_id", ValueType.STRING)
 """What Feast keys the one row of a view without entities by; its value is the empty text."""
-
-_LIST_TYPES: Final = frozenset(LISTS.values())
-
-_NULL_TAG: Final = b"\x98\x01"
-"""Value.null_val (field 19): Feast's explicit null, which other writers may have stored."""
 
 _MISFITS: Final = (TypeError, ValueError, OverflowError, struct.error)
 
@@ -83,68 +75,6 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
     return (value - (1 << 64) if value >> 63 else value), start
 
 
-# One function a type; each raises one of _MISFITS. ``type(...) is`` and not isinstance: True is no Int64.
-
-
-def _encode_int32(value: FeatureValue) -> bytes:
-    if type(value) is not int:
-        raise TypeError
-    if not _INT32_MIN <= value <= _INT32_MAX:
-        raise OverflowError
-    return b"\x18" + varint(value)
-
-
-def _encode_int64(value: FeatureValue) -> bytes:
-    if type(value) is not int:
-        raise TypeError
-    if not _INT64_MIN <= value <= _INT64_MAX:
-        raise OverflowError
-    return b"\x20" + varint(value)
-
-
-def _encode_float64(value: FeatureValue) -> bytes:
-    if type(value) is float or type(value) is int:
-        return _DOUBLE.pack(b"\x29", value)
-    raise TypeError
-
-
-def _encode_float32(value: FeatureValue) -> bytes:
-    if type(value) is float or type(value) is int:
-        return _FLOAT.pack(b"\x35", value)
-    raise TypeError
-
-
-def _encode_string(value: FeatureValue) -> bytes:
-    if type(value) is not str:
-        raise TypeError
-    text = value.encode()
-    return b"\x12" + varint(len(text)) + text
-
-
-def _encode_bytes(value: FeatureValue) -> bytes:
-    if type(value) is not bytes:
-        raise TypeError
-    return b"\x0a" + varint(len(value)) + value
-
-
-def _encode_bool(value: FeatureValue) -> bytes:
-    if value is True:
-        return b"\x38\x01"
-    if value is False:
-        return b"\x38\x00"
-    raise TypeError
-
-
-def _encode_unix_timestamp(value: FeatureValue) -> bytes:
-    """Microseconds in, whole seconds out, rounded down: Feast's form has no fraction."""
-    if type(value) is not int:
-        raise TypeError
-    seconds = value // _US_PER_S
-    if not _INT64_MIN <= seconds <= _INT64_MAX:
-        raise OverflowError
-    return b"\x40" + varint(seconds)
-
-
 # Lists are messages of their own inside Value, with one repeated field 1: numbers packed, texts one by one.
 
 
@@ -157,7 +87,9 @@ def _encode_int64_list(value: FeatureValue) -> bytes:
         raise TypeError
     if not value:
         return b"\x72\x00"
-    return _encode_list(b"\x72", _encode_list(b"\x0a", b"".join([_encode_int64(item)[1:] for item in value])))
+    return _encode_list(
+        b"\x72", _encode_list(b"\x0a", b"".join([encode_value(ValueType.INT64, item)[1:] for item in value]))
+    )
 
 
 def _encode_float64_list(value: FeatureValue) -> bytes:
@@ -165,13 +97,15 @@ def _encode_float64_list(value: FeatureValue) -> bytes:
         raise TypeError
     if not value:
         return b"\x7a\x00"
-    return _encode_list(b"\x7a", _encode_list(b"\x0a", b"".join([_encode_float64(item)[1:] for item in value])))
+    return _encode_list(
+        b"\x7a", _encode_list(b"\x0a", b"".join([encode_value(ValueType.FLOAT64, item)[1:] for item in value]))
+    )
 
 
 def _encode_string_list(value: FeatureValue) -> bytes:
     if type(value) is not tuple:
         raise TypeError
-    return _encode_list(b"\x62", b"".join([b"\x0a" + _encode_string(item)[1:] for item in value]))
+    return _encode_list(b"\x62", b"".join([b"\x0a" + encode_value(ValueType.STRING, item)[1:] for item in value]))
 
 
 def _decode_list(dtype: ValueType, body: bytes) -> FeatureValue:
@@ -202,21 +136,13 @@ def _decode_list(dtype: ValueType, body: bytes) -> FeatureValue:
     return tuple(doubles) if dtype is ValueType.FLOAT64_LIST else tuple(numbers)
 
 
-_ENCODERS: Final[dict[ValueType, Callable[[FeatureValue], bytes]]] = {
-    ValueType.INT32: _encode_int32,
-    ValueType.INT64: _encode_int64,
-    ValueType.FLOAT32: _encode_float32,
-    ValueType.FLOAT64: _encode_float64,
-    ValueType.STRING: _encode_string,
-    ValueType.BOOL: _encode_bool,
-    ValueType.BYTES: _encode_bytes,
-    ValueType.UNIX_TIMESTAMP: _encode_unix_timestamp,
+_LIST_ENCODERS: Final[dict[ValueType, Callable[[FeatureValue], bytes]]] = {
     ValueType.INT64_LIST: _encode_int64_list,
     ValueType.FLOAT64_LIST: _encode_float64_list,
     ValueType.STRING_LIST: _encode_string_list,
 }
 
-_TAGS: Final = {
+_KINDS: Final = {
     ValueType.BYTES: 0x0A,
     ValueType.STRING: 0x12,
     ValueType.INT32: 0x18,
@@ -231,13 +157,17 @@ _TAGS: Final = {
 }
 
 
+def _no_list(value: FeatureValue) -> bytes:
+    raise TypeError
+
+
 def encode_value(dtype: ValueType, value: FeatureValue) -> bytes:
     """Bytes of ``feast.types.Value``; b"" for None.
 
     Raises TypeError, OverflowError, ValueError or struct.error when the value doesn't fit dtype; ViewCodec turns these
     into a StoreRefused that names the field.
     """
-    return b"" if value is None else _ENCODERS[dtype](value)
+    return encode_row(bytes((_KINDS[dtype],)), (value,), (_LIST_ENCODERS.get(dtype, _no_list),))[0]
 
 
 def decode_value(dtype: ValueType, data: bytes) -> FeatureValue:
@@ -245,32 +175,19 @@ def decode_value(dtype: ValueType, data: bytes) -> FeatureValue:
 
     Raises ValueError when the bytes hold another type or are cut short.
     """
-    if not data or data.startswith(_NULL_TAG):
-        return None
-    if data[0] != _TAGS[dtype]:
-        raise ValueError("another type is stored")
+    value: FeatureValue = decode_row(bytes((_KINDS[dtype],)), (data,), 0)[0]
+    return value if value is None or dtype not in _LIST_ENCODERS else _list_of(dtype, data)
+
+
+def _list_of(dtype: ValueType, data: bytes) -> FeatureValue:
+    """A list, of all its bytes. Raises ValueError when they are cut short."""
     try:
-        if dtype is ValueType.FLOAT64:
-            return float(_DOUBLE.unpack(data)[1])
-        if dtype is ValueType.FLOAT32:
-            return float(_FLOAT.unpack(data)[1])
-        number, start = read_varint(data, 1)
-        if dtype in _LIST_TYPES:
-            if len(data) - start != number:
-                raise IndexError
-            return _decode_list(dtype, data[start:])
+        length, start = read_varint(data, 1)
+        if len(data) - start != length:
+            raise IndexError
+        return _decode_list(dtype, data[start:])
     except (IndexError, struct.error) as error:
         raise ValueError("cut short") from error
-    if dtype is ValueType.STRING or dtype is ValueType.BYTES:
-        body = data[start:]
-        if len(body) != number:
-            raise ValueError("cut short")
-        return body.decode() if dtype is ValueType.STRING else body
-    if dtype is ValueType.BOOL:
-        return number != 0
-    if dtype is ValueType.UNIX_TIMESTAMP:
-        return number * _US_PER_S
-    return number
 
 
 def encode_timestamp(time_us: int) -> bytes:
@@ -335,7 +252,8 @@ class ViewCodec:
     def __init__(self, view: ViewSpec) -> None:
         self.view = view
         self._fields = {field.name: field for field in view.fields}
-        self._encoders = tuple(_ENCODERS[field.dtype] for field in view.fields)
+        self._kinds = bytes([_KINDS[field.dtype] for field in view.fields])
+        self._encoders = tuple([_LIST_ENCODERS.get(field.dtype, _no_list) for field in view.fields])
         for field in view.join_keys:
             if field.dtype not in _KEY_TYPES:
                 raise DefinitionError(
@@ -409,9 +327,7 @@ class ViewCodec:
                 advice="this is a defect of headrace: please report it",
             )
         try:
-            return [
-                b"" if value is None else encode(value) for encode, value in zip(self._encoders, values, strict=True)
-            ]
+            return encode_row(self._kinds, values, self._encoders)
         except _MISFITS:
             for field, value in zip(self.view.fields, values, strict=True):
                 try:
@@ -426,15 +342,11 @@ class ViewCodec:
 
     def decode_feature(self, field: Field, data: bytes | None) -> FeatureValue:
         """A stored value; None (no such field stored) is null. Raises StoreRefused when another type is stored."""
-        if data is None:
-            return None
-        try:
-            return decode_value(field.dtype, data)
-        except ValueError as error:
-            raise StoreRefused(
-                f"feature {self.view.name}:{field.name}: the stored value is no {field.dtype.value} ({error})",
-                advice="the row was written under another definition: apply the features again, or rename the view",
-            ) from error
+        return RowDecoder(self.view, [field]).decode((data,))[0]
+
+    def decoder(self, names: Sequence[str]) -> RowDecoder:
+        """Of rows of these features. Raises KeyError for an unknown one."""
+        return RowDecoder(self.view, [self._fields[name] for name in names])
 
     def _misfit(self, what: str, field: Field) -> StoreRefused:
         return StoreRefused(
@@ -446,6 +358,37 @@ class ViewCodec:
         return StoreRefused(
             f"view {self.view.name!r}: a stored entity key has other join keys or types than declared",
             advice="the row was written under another definition: apply the features again, or rename the view",
+        )
+
+
+class RowDecoder:
+    """Decodes rows of some features of a view."""
+
+    def __init__(self, view: ViewSpec, fields: Sequence[Field]) -> None:
+        self.fields = fields
+        self._view = view
+        self._kinds = bytes([_KINDS[field.dtype] for field in fields])
+        self._lists = [(place, field.dtype) for place, field in enumerate(fields) if field.dtype in _LIST_ENCODERS]
+
+    def decode(self, row: Sequence[bytes | None], start: int = 0) -> tuple[FeatureValue, ...]:
+        """Values of ``row[start:]``; None (nothing stored) is null. Raises StoreRefused, naming the feature, when another type is stored."""
+        try:
+            values = decode_row(self._kinds, row, start)
+        except ValueError as error:
+            raise self._other_type(*error.args) from error
+        for place, dtype in self._lists:
+            if values[place] is not None:
+                try:
+                    values[place] = _list_of(dtype, values[place])
+                except ValueError as error:
+                    raise self._other_type(place, str(error)) from error
+        return tuple(values)
+
+    def _other_type(self, place: int, reason: str) -> StoreRefused:
+        field = self.fields[place]
+        return StoreRefused(
+            f"feature {self._view.name}:{field.name}: the stored value is no {field.dtype.value} ({reason})",
+            advice="the row is of another definition: wait until its view is built anew (headrace status), or rename the feature",
         )
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from headrace.cdc.errors import DecodeError, StoreError
 from headrace.cdc.event import Value
 from headrace.cdc.position import parse_lsn
-from headrace.features.answer import column, entity_answer, key_column, key_of, key_part, timestamp
+from headrace.features.answer import columns, entity_answer, key_column, key_of, key_part, timestamp
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import FeatureRow, OnlineStore
@@ -112,10 +112,9 @@ class FeatureServer:
             for view, features in groups:
                 keys = _entity_keys(view, asked.entities, rows)
                 found = await self._read(view, features, keys)
-                dtypes = {field.name: field.dtype for field in fields_of(view)}
-                for place, feature in enumerate(features):
-                    names.append(f"{view.name}__{feature}" if asked.full_feature_names else feature)
-                    results.append(column(view, dtypes[feature], place, found, now_us))
+                fields = {field.name: field for field in fields_of(view)}
+                names += [f"{view.name}__{feature}" if asked.full_feature_names else feature for feature in features]
+                results += columns(view, [fields[feature] for feature in features], found, now_us)
         except _Refused as refused:
             # Feast's shape: a JSON text inside a JSON text, from which its SDK makes the exception again.
             detail = {"module": "feast.errors", "class": refused.kind, "message": refused.message}

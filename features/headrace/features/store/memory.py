@@ -138,14 +138,14 @@ class MemoryStore:
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         rows, codec = self._of(view).rows, codec_of(view)
-        fields = [codec.field(name) for name in features]
+        decoder = codec.decoder(features)
         found: list[FeatureRow | None] = []
         for key in keys:
             row = rows.get(codec.encode_key(key))
             if row is None:
                 found.append(None)
                 continue
-            values = tuple(codec.decode_feature(field, row.values.get(field.name)) for field in fields)
+            values = decoder.decode([row.values.get(field.name) for field in decoder.fields])
             found.append(FeatureRow(values, row.event_time_us))
         return found
 

@@ -217,18 +217,12 @@ class RedisStore:
             self._fence.note(write.view, encode_checkpoint(write.checkpoint))
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
-        codec, names = codec_of(view), self._names(view)
-        fields = [codec.field(name) for name in features]
-        places = [view.fields.index(field) for field in fields]
-        found = await self._fields(view, keys, (names.time, *(names.features[place] for place in places)))
-        rows: list[FeatureRow | None] = []
-        for time, *values in found:
-            if time is None:
-                rows.append(None)
-            else:
-                decoded = tuple(codec.decode_feature(field, value) for field, value in zip(fields, values, strict=True))
-                rows.append(FeatureRow(decoded, self._time_us(view, time)))
-        return rows
+        names, decoder = self._names(view), codec_of(view).decoder(features)
+        places = [view.fields.index(field) for field in decoder.fields]
+        found = await self._fields(view, keys, (names.time, *[names.features[place] for place in places]))
+        return [
+            None if row[0] is None else FeatureRow(decoder.decode(row, 1), self._time_us(view, row[0])) for row in found
+        ]
 
     async def scrub(self, view: ViewSpec, parts: Mapping[str, FeatureValue]) -> tuple[int, int]:
         return 0, 0

@@ -208,7 +208,7 @@ class SQLiteStore:
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         codec = codec_of(view)
-        fields = [codec.field(name) for name in features]
+        decoder = codec.decoder(features)
         encoded = [codec.encode_key(key) for key in keys]
 
         def work(connection: sqlite3.Connection) -> list[FeatureRow | None]:
@@ -232,7 +232,7 @@ class SQLiteStore:
                     time = connection.execute(exact, (self.project, view.name, key)).fetchone()
                     found.append(
                         FeatureRow(
-                            tuple(codec.decode_feature(field, values.get(field.name)) for field in fields),
+                            decoder.decode([values.get(field.name) for field in decoder.fields]),
                             _event_time_us(rows[0][2], time),
                         )
                     )
