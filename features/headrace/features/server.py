@@ -84,6 +84,7 @@ class FeatureServer:
         self._applied = applied
         self._moved = asyncio.Event()
         self._views = {view.name: view for view in views}
+        self._fields = {name: {field.name: field for field in fields_of(view)} for name, view in self._views.items()}
         self._store = store
         self._clock = clock
 
@@ -109,10 +110,12 @@ class FeatureServer:
             now_us = int(self._clock() * 1_000_000)
             names: list[str] = list(asked.entities)
             results: list[dict[str, Any]] = [key_column(values) for values in asked.entities.values()]
-            for view, features in groups:
-                keys = _entity_keys(view, asked.entities, rows)
-                found = await self._read(view, features, keys)
-                fields = {field.name: field for field in fields_of(view)}
+            keys = [_entity_keys(view, asked.entities, rows) for view, _ in groups]
+            reads = [
+                self._read(view, features, of_view) for (view, features), of_view in zip(groups, keys, strict=True)
+            ]
+            for (view, features), found in zip(groups, await asyncio.gather(*reads), strict=True):
+                fields = self._fields[view.name]
                 names += [f"{view.name}__{feature}" if asked.full_feature_names else feature for feature in features]
                 results += columns(view, [fields[feature] for feature in features], found, now_us)
         except _Refused as refused:
@@ -197,19 +200,17 @@ class FeatureServer:
             raise _Refused(404, "FeatureServiceNotFoundException", what)
         if not asked.features:
             raise _Refused(422, "FeastError", 'the body names no features: give "features": ["view:feature", ...]')
-        groups: dict[str, list[str]] = {}
+        groups: dict[str, dict[str, None]] = {}
         for reference in asked.features:
             view_name, colon, feature = reference.partition(":")
             if not colon:
                 raise _Refused(422, "FeastError", f"{reference!r} is no feature reference: write view:feature")
-            view = self._view(view_name)
-            if all(field.name != feature for field in fields_of(view)):
-                known = ", ".join(field.name for field in fields_of(view))
+            self._view(view_name)
+            if feature not in self._fields[view_name]:
+                known = ", ".join(self._fields[view_name])
                 what = f"Feature {feature} does not exist in feature view {view_name}; known: {known}"
                 raise _Refused(404, "FeatureViewNotFoundException", what)
-            features = groups.setdefault(view_name, [])
-            if feature not in features:
-                features.append(feature)
+            groups.setdefault(view_name, {})[feature] = None
         if not asked.full_feature_names:
             taken: dict[str, str] = {}
             for view_name, features in groups.items():
@@ -218,7 +219,7 @@ class FeatureServer:
                     if other != view_name:
                         what = f"feature {feature} is asked of views {other} and {view_name}: set full_feature_names to true"
                         raise _Refused(422, "FeatureNameCollisionError", what)
-        return [(self._views[name], features) for name, features in groups.items()]
+        return [(self._views[name], list(features)) for name, features in groups.items()]
 
     def _known(self) -> str:
         return ", ".join(sorted(self._views)) or "none"

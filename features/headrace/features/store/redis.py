@@ -218,8 +218,7 @@ class RedisStore:
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         names, decoder = self._names(view), codec_of(view).decoder(features)
-        places = [view.fields.index(field) for field in decoder.fields]
-        found = await self._fields(view, keys, (names.time, *[names.features[place] for place in places]))
+        found = await self._fields(view, keys, (names.time, *[names.field_of[name] for name in features]))
         return [
             None if row[0] is None else FeatureRow(decoder.decode(row, 1), self._time_us(view, row[0])) for row in found
         ]

@@ -187,6 +187,7 @@ class Names:
         self.view = view
         self.project = project.encode()
         self.features = tuple(redis_field(view.name, field.name) for field in view.fields)
+        self.field_of = {field.name: hashed for field, hashed in zip(view.fields, self.features, strict=True)}
         self.time = f"_ts:{view.name}".encode()
         self.state = f"_hr:{view.name}".encode()
         self.fields = (*self.features, self.time, self.state)
