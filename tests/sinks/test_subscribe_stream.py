@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 
@@ -399,3 +400,73 @@ async def test_shared_bytes_never_reach_a_reader_whose_filter_they_do_not_pass()
             taken = await take(sent_events(response), len(expected))
             assert [sent.data["offset"] for sent in taken] == expected
             response.close()
+
+
+async def fallen_behind(served: Served, log: ShopLog, query: str) -> aiohttp.ClientResponse:
+    """A reader that was at the end, and takes nothing while 40 MB come, far more than its socket's buffers hold."""
+    response = await opened(served, f"?{query}")
+    await log.append([order_event(0)])
+    await take(sent_events(response), 1)
+    socket_of(response).pause_reading()
+    body = b'{"text":"%b"}' % (b"x" * 4000)
+    for start in range(1, 10_001, 250):
+        await log.append([order_event(number, properties=body) for number in range(start, start + 250)])
+    return response
+
+
+def socket_of(response: aiohttp.ClientResponse) -> asyncio.Transport:
+    assert response.connection is not None
+    transport = response.connection.transport
+    assert isinstance(transport, asyncio.Transport)
+    return transport
+
+
+async def test_a_reader_that_would_rather_skip_is_told_of_the_gap_and_goes_on_at_the_end() -> None:
+    log = ShopLog()
+    async with serving(log) as served:
+        response = await fallen_behind(served, log, "slow=skip&behind=1000")
+        socket_of(response).resume_reading()
+        events = sent_events(response)
+        offsets: list[int] = []
+        async for sent in events:
+            if sent.event == "gap":
+                break
+            offsets.append(sent.data["offset"])
+        assert offsets == list(range(1, len(offsets) + 1)), "whole and in order up to the gap"
+        assert sent.data == {"from": f"g1.{len(offsets) + 1}", "to": "g1.10001", "events": 10_000 - len(offsets)}
+        assert sent.id == "g1.10001"
+        await log.append([order_event(10_001)])
+        (sent,) = await take(events, 1)
+        assert sent.data["offset"] == 10_001
+        response.close()
+
+
+async def test_a_reader_that_would_rather_be_cut_off_is_and_can_resume() -> None:
+    log = ShopLog()
+    async with serving(log) as served:
+        response = await fallen_behind(served, log, "slow=disconnect&behind=1000")
+        await until(lambda: not served.subscriptions._readers)
+        socket_of(response).resume_reading()
+        seen: list[int] = []
+        with contextlib.suppress(aiohttp.ClientError):  # a cut, or its words where there was room for them
+            async for sent in sent_events(response):
+                if sent.event == "error":
+                    assert sent.data["reason"] == "slow"
+                    break
+                seen.append(sent.data["offset"])
+        assert seen == list(range(1, len(seen) + 1)) and len(seen) < 9_000
+        response = await opened(served, "?slow=disconnect&behind=1000", Last_Event_ID=f"g1.{len(seen) + 1}")
+        rest = await take(sent_events(response), 10_000 - len(seen))
+        assert [sent.data["offset"] for sent in rest] == list(range(len(seen) + 1, 10_001)), (
+            "catching up is no slowness"
+        )
+        response.close()
+
+
+async def test_one_that_begins_far_back_is_not_slow() -> None:
+    log = ShopLog()
+    await log.append([order_event(number) for number in range(3_000)])
+    async with serving(log) as served:
+        response = await opened(served, "?from=earliest&slow=skip&behind=10")
+        assert [sent.data["offset"] for sent in await take(sent_events(response), 3_000)] == list(range(3_000))
+        response.close()

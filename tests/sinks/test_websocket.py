@@ -139,3 +139,19 @@ async def test_a_client_that_goes_is_noticed() -> None:
         async with asyncio.timeout(DEADLINE_S):
             while served.subscriptions.status()["readers"]:
                 await asyncio.sleep(0.001)
+
+
+async def test_one_that_would_rather_skip_is_told_what_it_missed_while_it_had_no_credit() -> None:
+    log = ShopLog()
+    async with serving(log) as served, opened(served) as socket:
+        await socket.send_json({"type": "subscribe", "slow": "skip", "behind": 100, "credit": 1})
+        await until(lambda: any(reader.place.offsets for reader in served.subscriptions._readers))
+        await log.append([order_event(0)])
+        assert offsets(await receive(socket, 1)) == [0]
+        await log.append([order_event(number) for number in range(1, 301)])
+        await socket.send_json({"type": "credit", "events": 5})
+        assert await receive(socket, 1) == [
+            {"type": "gap", "cursor": "g1.301", "from": "g1.1", "to": "g1.301", "events": 300}
+        ]
+        await log.append([order_event(301)])
+        assert offsets(await receive(socket, 1)) == [301]

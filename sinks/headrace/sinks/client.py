@@ -201,18 +201,29 @@ def subscribe(
     key: Sequence[str] = (),
     where: dict[str, Any] | None = None,
     envelope: str | None = None,
+    slow: str | None = None,
+    behind: int | None = None,
 ) -> EventStream:
     """url: of the server. start: earliest, latest (default), an offset or a cursor; of a named subscription only where it begins.
 
     share: "0/4", "1/4", ...: each of four subscribers gets the customers of a quarter. where: as in a pipeline's step,
-    {"properties.total": {"above": 100}}. envelope: headrace, cloudevents, debezium or segment.
+    {"properties.total": {"above": 100}}. envelope: headrace, cloudevents, debezium or segment. slow, behind: what happens when this
+    subscriber falls so many events behind: block (default), skip (a Received of kind "gap" comes) or disconnect (it connects again, and misses nothing).
     """
     query: list[tuple[str, str]] = []
-    for word, value in (("from", start), ("subscription", subscription), ("share", share), ("envelope", envelope)):
+    for word, value in (
+        ("from", start),
+        ("subscription", subscription),
+        ("share", share),
+        ("envelope", envelope),
+        ("slow", slow),
+    ):
         if value is not None:
             query.append((word, value))
     for word, values in (("name", name), ("kind", kind), ("table", table), ("key", key)):
         query += [(word, value) for value in values]
+    if behind is not None:
+        query.append(("behind", str(behind)))
     if where is not None:
         query.append(("where", msgspec.json.encode(where).decode()))
     named = (

@@ -172,3 +172,8 @@ class BlockCache:
     def clear(self) -> None:
         self._blocks.clear()
         self.size_bytes = 0
+
+
+def keepalive(cursor: str) -> bytes:
+    """A comment, and an event without data: nothing is dispatched, but the client's last event id moves on."""
+    return f": keepalive\nid: {cursor}\n\n".encode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import msgspec
 from multidict import MultiMapping
@@ -39,7 +39,10 @@ _COMMON: Final = (
     "subscription",
 )
 _PULL: Final = (*_COMMON, "limit", "wait")
+_PUSH: Final = (*_COMMON, "slow", "behind")
 _MAX_LIMIT = 10_000
+_BEHIND = 10_000
+_MOST_BEHIND = 1_000_000_000
 _MAX_WAIT_S = 60.0
 _MAX_FILTER_VALUES = 1_000
 _MAX_CONDITIONS = 20
@@ -91,11 +94,13 @@ class Query(msgspec.Struct, frozen=True):
     wait_s: float = 0.0
     subscription: str | None = None
     """Name under which the place is kept, with the share in it."""
+    slow: Literal["block", "skip", "disconnect"] = "block"
+    behind: int = _BEHIND
 
     @classmethod
     def parse(cls, query: MultiMapping[str], *, partitions: int, is_pull: bool) -> Self:
         """Check every parameter. is_pull: ``limit`` and ``wait`` are known too. Raises RequestError that names the parameter."""
-        known = _PULL if is_pull else _COMMON
+        known = _PULL if is_pull else _PUSH
         for name in query:
             if name not in known:
                 raise _bad(name, f"is unknown here; known: {', '.join(known)}")
@@ -130,6 +135,10 @@ class Query(msgspec.Struct, frozen=True):
             limit=_number(query, "limit", 1, _MAX_LIMIT) if "limit" in query else 1_000,
             wait_s=wait_s,
             subscription=subscription,
+            slow=_choice(
+                query, "slow", {"block": "block", "skip": "skip", "disconnect": "disconnect"}, default="block"
+            ),
+            behind=_number(query, "behind", 1, _MOST_BEHIND) if "behind" in query else _BEHIND,
         )
 
 

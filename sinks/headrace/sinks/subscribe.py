@@ -32,9 +32,10 @@ from headrace.cdc.errors import HeadraceError, Trimmed
 from headrace.cdc.log.base import Bounds, EventLog
 from headrace.cdc.sources.ending import end
 from headrace.cdc.web import error_response, json_response
-from headrace.sinks.frames import Block, BlockCache
+from headrace.sinks.frames import Block, BlockCache, keepalive
 from headrace.sinks.named import NamedPlaces
 from headrace.sinks.query import Place, Query, RequestError, parse_cursor
+from headrace.sinks.slow import Slowness, TooSlow
 from headrace.sinks.websocket import SocketSession, is_own_page, new_socket
 
 _log = logging.getLogger("headrace.subscribe")
@@ -73,11 +74,12 @@ class SubscribeConfig(Section, frozen=True):
 class _Reader:
     """One open request."""
 
-    __slots__ = ("ends", "place", "request", "subscription", "waker", "writing_since", "written_at")
+    __slots__ = ("ends", "place", "request", "slowness", "subscription", "waker", "writing_since", "written_at")
 
     def __init__(self, request: web.Request) -> None:
         self.request = request
         self.place = Place("", {})
+        self.slowness = Slowness()
         self.subscription: str | None = None
         self.ends: dict[int, int] = {}
         """The log's ends when the request came: the follower may not have got there yet."""
@@ -135,6 +137,11 @@ class Subscriptions:
         )
         self._behind = Gauge(
             "headrace_subscribe_lag_events", "How far the slowest open reader is behind the log.", registry=registry
+        )
+        self._skipped = Counter(
+            "headrace_subscribe_skipped_events",
+            "Events that readers with slow=skip fell behind by, and left out.",
+            registry=registry,
         )
         self._streams.set_function(lambda: len(self._readers))
         self._behind.set_function(self._lag)
@@ -217,7 +224,9 @@ class Subscriptions:
             for reader in self._readers:
                 if reader.is_gone:
                     reader.wake()
-                elif reader.writing_since is not None and now - reader.writing_since > _STALLED_S:
+                elif reader.writing_since is not None and (
+                    now - reader.writing_since > _STALLED_S or reader.slowness.is_to_be_cut(self._lag_of(reader))
+                ):
                     transport = reader.request.transport
                     if transport is not None:
                         transport.abort()
@@ -235,10 +244,18 @@ class Subscriptions:
             reader.wake()
 
     def _lag(self) -> int:
-        return max(
-            (sum(self._end(reader, p) - at for p, at in reader.place.offsets.items()) for reader in self._readers),
-            default=0,
-        )
+        return max((self._lag_of(reader) for reader in self._readers), default=0)
+
+    def _lag_of(self, reader: _Reader) -> int:
+        return sum(self._end(reader, partition) - offset for partition, offset in reader.place.offsets.items())
+
+    def _leap(self, reader: _Reader) -> dict[str, Any] | None:
+        """Leave out what a subscriber that is too slow would rather not have: what it is told then. Raises TooSlow."""
+        if not reader.slowness.is_over(self._lag_of(reader)):
+            return None
+        told = reader.slowness.leap(reader.place, {each: self._end(reader, each) for each in reader.place.offsets})
+        self._skipped.inc(told["events"])
+        return told
 
     # one request
 
@@ -319,6 +336,7 @@ class Subscriptions:
     async def _begin(self, reader: _Reader, query: Query, last: str, default: str) -> None:
         """Where a request begins: at what the client has seen, else where its name was committed, else where it asks. Raises as _locate."""
         name = reader.subscription = query.subscription
+        reader.slowness = Slowness(query.slow, query.behind)
         stored = None
         if name is not None:
             lanes = list(range(self._log_engine.partitions)) if query.partition is None else [query.partition]
@@ -402,6 +420,11 @@ class Subscriptions:
         await self._write(reader, response, f"retry: {_RETRY_MS}\nid: {place.cursor()}\n\n".encode())
         while self._running.is_set() and not reader.is_gone:
             has_moved = False
+            if (gap := self._leap(reader)) is not None:
+                words = msgspec.json.encode(gap)
+                await self._write(
+                    reader, response, b"event: gap\nid: %b\ndata: %b\n\n" % (place.cursor().encode(), words)
+                )
             for partition, offset in place.offsets.items():
                 block = await self._block(partition, offset) if offset < self._end(reader, partition) else None
                 if block is None:
@@ -418,7 +441,7 @@ class Subscriptions:
             idle_s = self._clock() - reader.written_at
             if skipped >= _SKIPPED_EVENTS or idle_s >= self._keepalive_s:
                 skipped = 0
-                await self._write(reader, response, _keepalive(place))
+                await self._write(reader, response, keepalive(place.cursor()))
             elif has_moved:
                 # A fast client's writes never wait: let the others have a turn.
                 await asyncio.sleep(0)
@@ -435,7 +458,8 @@ class Subscriptions:
         if isinstance(error, Trimmed):
             body = await self._trimmed_body(error, query)
         else:
-            body = {"error": error.message, "advice": error.advice, "reason": "log"}
+            body = {"error": error.message, "advice": error.advice}
+            body["reason"] = "slow" if isinstance(error, TooSlow) else "log"
         return b"retry: %d\nevent: error\ndata: %b\n\n" % (_RETRY_AFTER_ERROR_MS, msgspec.json.encode(body))
 
     async def _trimmed_body(self, error: Trimmed, query: Query) -> dict[str, Any]:
@@ -579,6 +603,8 @@ class Subscriptions:
         assert query is not None
         if session.credit <= 0:
             return False
+        if (gap := self._leap(reader)) is not None:
+            await session.say(type="gap", cursor=place.cursor(), **gap)
         for partition, offset in place.offsets.items():
             block = await self._block(partition, offset) if offset < self._end(reader, partition) else None
             if block is None:
@@ -660,11 +686,6 @@ class Subscriptions:
         if await self._named.forget(name):
             return json_response({"forgotten": name})
         return error_response(404, f"there is no subscription {name[:80]!r}", "GET /v1/subscriptions names them")
-
-
-def _keepalive(place: Place) -> bytes:
-    """A comment, and an event without data: nothing is dispatched, but the client's last event id moves on."""
-    return f": keepalive\nid: {place.cursor()}\n\n".encode()
 
 
 def _refusal(error: RequestError) -> web.Response:

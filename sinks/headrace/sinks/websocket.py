@@ -12,6 +12,7 @@ and gets::
 
     {"type": "event", "cursor": "...", "data": {...}}     cursor: the place behind the event
     {"type": "place", "cursor": "..."}                    nothing passed the filter up to here
+    {"type": "gap", "cursor": "...", "from": "...", "to": "...", "events": 12000}    of slow=skip: so many were left out
     {"type": "acked", "cursor": "..."}
     {"type": "error", "error": "...", "advice": "..."}    then the connection closes
 
@@ -33,7 +34,7 @@ from headrace.cdc.errors import HeadraceError
 from headrace.sinks.query import Query, RequestError, parse_cursor
 
 _FILTERS: Final = ("name", "kind", "table", "key", "heartbeats", "where", "share")
-_WORDS: Final = (*_FILTERS, "from", "partition", "envelope", "format", "subscription")
+_WORDS: Final = (*_FILTERS, "from", "partition", "envelope", "format", "subscription", "slow", "behind")
 _LARGEST_BYTES: Final = 256 << 10
 _MOST_CREDIT: Final = 1_000_000
 _HEARTBEAT_S: Final = 20.0
