@@ -112,11 +112,15 @@ async def keeps_contract(destination: Destination, events: list[CustomerEvent]) 
             if rules.items.code:
                 entry[rules.items.code] = 422
             if rules.items.reason:
-                entry[rules.items.reason] = "it is wrong"
+                words: Any = "it is wrong"
+                first, *others = rules.items.reason.split(".")
+                for key in reversed(others):
+                    words = {key: words}
+                entry[first] = words
             listed: Any = [entry] if rules.items.index or rules.items.id else [{rules.items.code: 200}, entry]
             for key in reversed(rules.items.path.split(".") if rules.items.path else []):
                 listed = {key: listed}
-            for status in rules.items.on:
+            for status in rules.items.statuses:
                 stub.reply = lambda bodies, status=status: (status, {}, listed)
                 answer = await sink.send(call, items[:2])
                 assert not isinstance(answer, Fault)

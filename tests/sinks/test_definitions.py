@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from headrace.cdc.errors import ConfigError
 from headrace.cdc.event import CustomerEvent, Kind
 from headrace.sinks.httpdefinition import Destination
 from headrace.sinks.shipped import FOLDER, names, shipped
+from headrace.sinks.verdict import Fault
 from http_destination import http_stub, keeps_contract
 
 ENVIRON = {
@@ -22,7 +24,7 @@ ENVIRON = {
     "POSTHOG_API_KEY": "k", "SLACK_WEBHOOK_URL": "https://hooks.example/services/T/B/x", "GA4_MEASUREMENT_ID": "G-1",
     "GA4_API_SECRET": "s", "FACEBOOK_PIXEL_ID": "42", "FACEBOOK_TOKEN": "tok", "BRAZE_HOST": "rest.example", "BRAZE_API_KEY": "k",
     "KLAVIYO_API_KEY": "k", "INTERCOM_TOKEN": "t", "HUBSPOT_TOKEN": "t", "GORSE_URL": "https://gorse.example", "GORSE_API_KEY": "k",
-    "RECOMMENDER_URL": "https://rec.example/v1/events", "RECOMMENDER_TOKEN": "t",
+    "RECOMBEE_HOST": "rapi.recombee.com", "RECOMBEE_DATABASE": "db", "RECOMBEE_TOKEN": "tok", "RECOMMENDER_URL": "https://rec.example/v1/events", "RECOMMENDER_TOKEN": "t",
 }  # fmt: skip
 SAID = {"item_id": "i1", "email": "Ann@Example.com"}
 AT = "2023-11-14T22:13:20.123Z"
@@ -102,6 +104,10 @@ EXAMPLES: dict[str, tuple[str, str, dict[str, str], Any]] = {
     "gorse": ("PUT", "/api/feedback", {"x-api-key": "k"}, {
         "FeedbackType": "item_viewed", "UserId": "u1", "ItemId": "i1", "Timestamp": AT,
     }),
+    "recombee": ("POST", "/db/batch/?hmac_timestamp=1700000000&hmac_sign=" + hmac.new(
+        b"tok", b"/db/batch/?hmac_timestamp=1700000000", "sha1").hexdigest(), {}, {
+        "method": "POST", "path": "/detailviews/", "params": {"userId": "u1", "itemId": "i1", "timestamp": AT, "cascadeCreate": True},
+    }),
     "recommender": ("POST", "/v1/events", {"authorization": "Bearer t"}, {
         "id": "web-7", "user": "u1", "item": "i1", "type": "Item Viewed", "at": AT_MS,
     }),
@@ -134,7 +140,7 @@ async def test_it_keeps_the_contract_made_from_it(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 async def test_it_makes_what_the_service_asks_for(name: str) -> None:
     method, path, headers, body = EXAMPLES[name]
-    async with http_stub(loaded(name)) as (stub, sink):
+    async with http_stub(loaded(name), wall=lambda: float(AT_S)) as (stub, sink):
         item = sink.prepare(event(kind=kind_of(name)), 0, "u1")
         assert item is not None
         await sink.send(item.call, [item])
@@ -162,3 +168,53 @@ def test_a_sink_takes_a_definition_by_name_and_the_command_lists_them(
     assert "127.0.0.1 can't be reached" in capsys.readouterr().out
     assert main(["sink", "definitions"]) == 0
     assert capsys.readouterr().out.split() == names()
+
+
+async def test_recombee_gets_what_its_own_client_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = pytest.importorskip("recombee_api_client.api_requests")
+    client = pytest.importorskip("recombee_api_client.api_client")
+    sent: dict[str, Any] = {}
+
+    class Reply:
+        status_code = 200
+
+        def json(self) -> list[Any]:
+            return []
+
+    def post(uri: str, **more: Any) -> Reply:
+        sent.update(more, uri=uri)
+        return Reply()
+
+    monkeypatch.setattr("requests.post", post)
+    monkeypatch.setattr("time.time", lambda: float(AT_S))
+    parts = {"timestamp": AT, "cascade_create": True, "recomm_id": "r1"}
+    priced = parts | {"amount": 2, "price": 9.5}
+    asked = {
+        "Product Viewed": api.AddDetailView("u1", "i1", **parts),
+        "Product Added": api.AddCartAddition("u1", "i1", **priced),
+        "Product Added to Wishlist": api.AddBookmark("u1", "i1", **parts),
+        "Product Purchased": api.AddPurchase("u1", "i1", **priced),
+    }
+    said = {"item_id": "i1", "recommendationId": "r1", "quantity": 2, "price": "9.50"}
+    async with http_stub(loaded("recombee"), wall=lambda: float(AT_S)) as (stub, sink):
+        for number, (name, request) in enumerate(asked.items()):
+            client.RecombeeClient("db", "tok").send(api.Batch([request]))
+            item = sink.prepare(
+                msgspec.structs.replace(event(number), name=name, properties=msgspec.json.encode(said)), number, "u1"
+            )
+            assert item is not None
+            await sink.send(item.call, [item])
+            method, path, _, body = stub.requests[-1]
+            assert (method, f"https://rapi.recombee.com{path}") == ("POST", sent["uri"])
+            assert msgspec.json.decode(body) == msgspec.json.decode(sent["data"]), name
+
+
+async def test_recombees_verdicts_are_each_events_own() -> None:
+    async with http_stub(loaded("recombee")) as (stub, sink):
+        items = [item for n in range(4) if (item := sink.prepare(event(n), n, str(n))) is not None]
+        codes = [(200, "ok"), (409, {"message": "already there"}), (404, {"message": "no such item"}), (503, {})]
+        stub.reply = lambda bodies: (200, {}, [{"code": code, "json": said} for code, said in codes])
+        answer = await sink.send(items[0].call, items)
+        assert not isinstance(answer, Fault)
+        assert [verdict.outcome.value for verdict in answer] == ["delivered", "delivered", "refused", "retry"]
+        assert "no such item" in answer[2].reason

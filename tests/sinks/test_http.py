@@ -79,7 +79,7 @@ def test_a_body_with_braces_is_signed_as_it_is() -> None:
     auth = AuthConfig(type="hmac", secret="s", header="x-sig", over="{body}|{url}", algorithm="sha1")
     body = b'{"a":"{timestamp}{url}"}'
     expected = hmac.digest(b"s", body + b"|http://h/", "sha1").hex()
-    assert sign(auth, "POST", "http://h/", body, "e", 5) == {"x-sig": expected}
+    assert sign(auth, "POST", "http://h/", body, "e", 5) == ("http://h/", {"x-sig": expected})
 
 
 async def test_pubsub_gets_data_in_base64_with_an_ordering_key() -> None:

@@ -12,7 +12,7 @@ import hmac
 import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 
@@ -143,12 +143,13 @@ class HttpSink:
         headers = self._fixed | first.headers
         if event_id:
             headers.setdefault("Idempotency-Key", event_id)
+        url = first.url
         if self._destination.auth.type == "hmac":
-            headers |= sign(
-                self._destination.auth, action.method, first.url, body, event_id or items[0].event.id, int(self._wall())
-            )
+            signed_id = event_id or items[0].event.id
+            url, more = sign(self._destination.auth, action.method, url, body, signed_id, int(self._wall()))
+            headers |= more
         try:
-            reply = await self._client.ask(action.method, first.url, headers, body)
+            reply = await self._client.ask(action.method, url, headers, body)
         except NoReply as error:
             return outage(str(error))
         answer = read_answer(self._destination.answer, reply, items, host=self._host, now_s=self._wall())
@@ -163,7 +164,8 @@ class HttpSink:
         target = url if destination.check_url else root
         headers = dict(self._fixed)
         if destination.auth.type == "hmac":
-            headers |= sign(destination.auth, "GET", target, b"", "check", int(self._wall()))
+            target, more = sign(destination.auth, "GET", target, b"", "check", int(self._wall()))
+            headers |= more
         try:
             reply = await self._client.ask("GET", target, headers, None)
         except NoReply as error:
@@ -190,26 +192,38 @@ def _auth_headers(auth: AuthConfig) -> dict[str, str]:
     return {}
 
 
-def sign(auth: AuthConfig, method: str, url: str, body: bytes, event_id: str, now_s: int) -> dict[str, str]:
-    """Headers of a signed request. now_s: seconds since 1970."""
+def sign(auth: AuthConfig, method: str, url: str, body: bytes, event_id: str, now_s: int) -> tuple[str, dict[str, str]]:
+    """The URL and the headers of a signed request. now_s: seconds since 1970."""
+    if auth.timestamp_query:
+        url = _with(url, auth.timestamp_query, str(now_s))
+    split = urlsplit(url)
     values = {
         b"timestamp": str(now_s).encode(),
         b"id": event_id.encode(),
         b"method": method.encode(),
         b"url": url.encode(),
+        b"path": f"{split.path}?{split.query}".removesuffix("?").encode(),
     }
     over = auth.over.encode()
     for name, value in values.items():
         over = over.replace(b"{" + name + b"}", value)
     # The body last: it may hold braces of its own.
     digest = hmac.digest(auth.key(), over.replace(b"{body}", body), auth.algorithm)
-    spelled = digest.hex() if auth.encoding == "hex" else base64.b64encode(digest).decode()
-    headers = {auth.header: auth.prefix + spelled}
+    spelled = auth.prefix + (digest.hex() if auth.encoding == "hex" else base64.b64encode(digest).decode())
+    headers: dict[str, str] = {}
+    if auth.query:
+        url = _with(url, auth.query, quote(spelled, safe=""))
+    else:
+        headers[auth.header] = spelled
     if auth.timestamp_header:
         headers[auth.timestamp_header] = str(now_s)
     if auth.id_header:
         headers[auth.id_header] = event_id
-    return headers
+    return url, headers
+
+
+def _with(url: str, parameter: str, value: str) -> str:
+    return f"{url}{'&' if urlsplit(url).query else '?'}{parameter}={value}"
 
 
 __all__ = ["HttpSink", "sign"]

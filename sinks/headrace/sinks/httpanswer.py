@@ -44,7 +44,7 @@ def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, hos
     if 300 <= status < 400 and status not in rules.done:
         return Fault(FaultKind.DENIED, f"{host} redirects ({status}): give the URL that it means")
     is_fine = 200 <= status < 300 or status in rules.done
-    if rules.items is not None and status in rules.items.on:
+    if rules.items is not None and status in rules.items.statuses:
         found = _by_item(rules, rules.items, reply, items, is_fine=is_fine)
         if found is not None:
             return found
@@ -84,8 +84,7 @@ def _by_item(
         tree = msgspec.json.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    for key in where.path.split(".") if where.path else ():
-        tree = cast("dict[str, Any]", tree).get(key) if isinstance(tree, dict) else None
+    tree = _at(tree, where.path)
     if not isinstance(tree, list):
         return None
     entries = cast("list[Any]", tree)
@@ -115,9 +114,16 @@ def _verdict(rules: AnswerConfig, where: ItemsConfig, entry: Any) -> Verdict:
             return DELIVERED
         if code in rules.retry or code in rules.slow_down:
             return retry(f"it answers {code}")
-    reason = fields.get(where.reason) if where.reason else None
+    reason = _at(entry, where.reason) if where.reason else None
     words = f"it answers {code}" if code is not None else "refused"
     return refused(f"{words}: {reason}"[:_LONGEST_REASON] if isinstance(reason, str) and reason else words)
+
+
+def _at(tree: Any, path: str) -> Any:
+    """What stands at a dotted path, None for nothing."""
+    for key in path.split(".") if path else ():
+        tree = cast("dict[str, Any]", tree).get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def _after(rules: AnswerConfig, reply: Reply, now_s: float) -> float | None:

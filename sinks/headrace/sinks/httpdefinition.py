@@ -43,19 +43,30 @@ class AuthConfig(Section, frozen=True):
     )
     encoding: Annotated[Literal["hex", "base64"], Meta(description="What the signature is made by.")] = "hex"
     over: Annotated[
-        str, Meta(description="What is signed: a text with {body}, {timestamp}, {id}, {method} and {url}.")
+        str,
+        Meta(
+            description="What is signed: a text with {body}, {timestamp}, {id}, {method}, {url} and {path} (the URL behind the host, with its query)."
+        ),
     ] = "{body}"
+    query: Annotated[
+        str, Meta(description="The parameter of the URL that holds the signature, in place of a header.")
+    ] = ""
+    timestamp_query: Annotated[
+        str, Meta(description="The parameter of the URL that holds the signature's time; {url} and {path} have it too.")
+    ] = ""
     timestamp_header: Annotated[
         str, Meta(description="Header that holds the signature's time, in seconds since 1970.")
     ] = ""
     id_header: Annotated[str, Meta(description="Header that holds the event's id, as webhooks do that sign it.")] = ""
 
     def __post_init__(self) -> None:
-        needed = {"bearer": ("token",), "basic": ("user",), "header": ("token", "header"), "hmac": ("secret", "header")}
+        needed = {"bearer": ("token",), "basic": ("user",), "header": ("token", "header"), "hmac": ("secret",)}
         for field in needed.get(self.type, ()):
             if not getattr(self, field):
                 raise ValueError(f"auth of type {self.type} needs {field}")
-        if "{timestamp}" in self.over and not self.timestamp_header:
+        if self.type == "hmac" and bool(self.header) == bool(self.query):
+            raise ValueError("auth of type hmac needs header or query, one of the two")
+        if "{timestamp}" in self.over and not (self.timestamp_header or self.timestamp_query):
             raise ValueError("over signs {timestamp}, so the destination needs it: set timestamp_header")
         if self.type == "hmac":
             self.key()
@@ -122,8 +133,15 @@ class ItemsConfig(Section, frozen=True):
     ] = ""
     id: Annotated[str, Meta(description="Field of an entry that holds the event's id.")] = ""
     code: Annotated[str, Meta(description="Field of an entry that holds a status code, read as the request's.")] = ""
-    reason: Annotated[str, Meta(description="Field of an entry that says why, shown with the dead letter.")] = ""
-    on: Annotated[tuple[Code, ...], Meta(description="Statuses whose answers have the list.")] = (200, 207, 400, 422)
+    reason: Annotated[
+        str, Meta(description="Field of an entry, or dotted path in it, that says why, shown with the dead letter.")
+    ] = ""
+    statuses: Annotated[tuple[Code, ...], Meta(description="Statuses whose answers have the list.")] = (
+        200,
+        207,
+        400,
+        422,
+    )
 
 
 class AnswerConfig(Section, frozen=True):
