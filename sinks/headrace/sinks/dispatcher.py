@@ -34,6 +34,7 @@ from headrace.sinks.ledger import Ledger
 from headrace.sinks.rate import Rate
 from headrace.sinks.sinkmetrics import SinkNumbers
 from headrace.sinks.splitting import Carried, carry
+from headrace.sinks.turns import let_others
 from headrace.sinks.verdict import Answer, FaultKind, Returned, Verdict, outage, refused
 
 _log = logging.getLogger("headrace.sink")
@@ -44,6 +45,8 @@ _CHECKPOINT_S: Final = 0.5
 _DRAIN_S: Final = 1.5
 """How long a stop waits for the answers of requests under way; without them they are sent again at the next start."""
 _SNAPSHOT: Final = "read"
+_SLICE: Final = 128
+"""Events whose requests are begun before all else gets its turn: a sink that works a backlog off must not keep fresh events of the others waiting."""
 
 
 class Cursors(Protocol):
@@ -110,6 +113,7 @@ class Dispatcher:
         self._intakes: list[Intake] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
+        self._has_more = False
         self._in_flight = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -255,6 +259,9 @@ class Dispatcher:
         while True:
             self._wake.clear()
             due_s = self._send_what_is_ready()
+            if self._has_more:
+                await let_others(self._clock, is_far_behind=True)
+                continue
             if due_s is None:
                 await self._wake.wait()
                 continue
@@ -277,6 +284,7 @@ class Dispatcher:
             while flight is not None:
                 self._start(self._bury_flight(lanes, flight))
                 flight = lanes.take(DEAD)
+        self._has_more = False
         if not self.pause_reason:
             self._begin_requests(now_s, due)
         return min(due, default=None)
@@ -286,6 +294,7 @@ class Dispatcher:
         if breaker_s is not None and breaker_s > now_s:
             due.append(breaker_s)
         count = len(self._lanes)
+        begun = 0
         # Another call first each time, or one that always has work would keep all requests to itself.
         self._calls.append(self._calls.pop(0))
         for call in tuple(self._calls):
@@ -311,11 +320,15 @@ class Dispatcher:
                     idle += 1
                     continue
                 idle = 0
+                begun += len(flight.items)
                 rate.take(now_s)
                 self.breaker.began()
                 self._requests += 1
                 self._in_flight += len(flight.items)
                 self._start(self._carry(lanes, flight))
+                if begun >= _SLICE:
+                    self._has_more = True
+                    return
 
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)

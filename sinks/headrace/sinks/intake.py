@@ -15,11 +15,14 @@ from headrace.cdc.log.base import Bounds, LogBatch
 from headrace.sinks.base import Item, Sink, SinkSection, Unfit
 from headrace.sinks.lanes import DEAD, Lanes, stop
 from headrace.sinks.sinkmetrics import SinkNumbers
+from headrace.sinks.turns import let_others
 
 _READ_BYTES: Final = 256 << 10
 _WAIT_S: Final = 1.0
 _SLICE: Final = 64
 """Events held before the scan looks again whether it may go on."""
+_FAR_BEHIND: Final = 256
+"""Events in one read: at the log's end there are never so many at once, but for a burst."""
 
 _KEYS: Final[dict[str, Callable[[CustomerEvent], str | None]]] = {
     "customer": lambda event: event.key,
@@ -92,8 +95,7 @@ class Intake:
             for start in range(0, len(events), _SLICE):
                 await self._until_scan()
                 self._hold_slice(first + start, events[start : start + _SLICE])
-                # A log that always has more must not keep answers, which free the hottest keys, from their turn.
-                await asyncio.sleep(0)
+                await let_others(self._clock, is_far_behind=len(events) >= _FAR_BEHIND)
 
     async def reread(self) -> None:
         """Serve the keys whose events were left in the log, for ever. Raises LogError as the log does."""
