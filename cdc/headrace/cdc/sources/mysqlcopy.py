@@ -455,6 +455,8 @@ class MySQLCopier:
         if not copy.after:
             self._row_bytes = CHUNK_BYTES / _FIRST_ROWS
         try:
+            if not table.key and not table.engine:
+                return None  # dropped or altered since its columns were read: look again
             read = await self._read_chunk(table, copy) if table.key else await self._read_whole(table)
         except pymysql.err.MySQLError as error:
             if error.args and error.args[0] in _CHANGED:

@@ -65,7 +65,8 @@ class CopiedTable(msgspec.Struct):
     """One table. key: names in the order of the primary key; empty where rows can't be read in its order.
 
     expressions: what a SELECT asks for, a column each. key_expressions, key_places: the same of the key's columns as text, and how that text
-    stands in a condition. is_transactional: its engine shows a transaction one moment of it. unreadable: columns of a character
+    stands in a condition. engine: "" while a statement is just changing or dropping the table, so that it can't be told.
+    is_transactional: its engine shows a transaction one moment of it. unreadable: columns of a character
     set that Python doesn't know, with its name: their values are UNDECODABLE. known: for a binlog that names no columns.
     """
 
@@ -144,7 +145,7 @@ async def read_table(
         converts,
         [expression for expression, _ in usable],
         [place for _, place in usable],
-        str(engine),
+        str(engine or ""),
         transactions == "YES",
         tuple([(str(row[0]), str(row[3])) for row in rows if _codec(row[4], collations) == "?"]),
         t.KnownTable(tuple(known), places),
