@@ -35,6 +35,7 @@ for name in "${names[@]}"; do
             burst) short=(--seconds 5) ;;
             feature_reads) short=(--rows 2000 --requests 20 --rounds 1) ;;
             sink_latency) short=(--seconds 5 --down 10) ;;
+            whole_line) short=(--events 30000) ;;
             decay) short=(--entities 5000) ;;
             fanout) short=(--events 50000 --seconds 3) ;;
             delivery) short=(--events 50000) ;;
