@@ -123,7 +123,7 @@ def feast_serve(folder: Path) -> Iterator[tuple[int, int]]:
                     break
             if time.monotonic() > end or process.poll() is not None:
                 raise SystemExit(f"feast serve isn't there\n{(folder / 'feast.log').read_text()[-2000:]}")
-            time.sleep(0.1)
+            time.sleep(0.1)  # a poll of another process: there is no event to wait on
         yield port, process.pid
     finally:
         process.terminate()

@@ -107,7 +107,7 @@ def stamper(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             with contextlib.suppress(OSError):
                 ask(port)
                 break
-            time.sleep(0.02)
+            time.sleep(0.02)  # a poll of another process: there is no event to wait on
         yield process
     finally:
         process.terminate()

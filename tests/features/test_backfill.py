@@ -305,3 +305,17 @@ async def test_a_changed_definition_retires_a_backfill_too(views: dict[str, Comp
     with pytest.raises(DefinitionError, match="another definition"):
         await asyncio.to_thread(lambda: backfill(view, rows, folder=folder / "orders", out=None))
     assert isinstance(LoggedStore(store, folder, roll_every_s=1), LoggedStore)
+
+
+def test_changes_of_one_moment_go_in_the_order_given(views: dict[str, CompiledView], tmp_path: Path) -> None:
+    rows = [
+        {"id": key, "customer_id": 1, "total": 1.0, "status": status, "op": op, "at": START_US, "created_at": START_US}
+        for key in range(3_000, 0, -1)
+        for op, status in (("insert", "open"), ("update", "paid"), ("update", "void"))
+    ]
+    rows[-1]["status"] = "open"
+    write_rows(tmp_path / "past.parquet", rows)
+    out = tmp_path / "out.parquet"
+    backfill(views["orders"], str(tmp_path / "past.parquet"), folder=None, out=out, at="at", op="op", key=["id"])
+    first = pq.read_table(out).to_pylist()[0]
+    assert (first["ever"], first["status"]) == (1, "open"), "all but the last row ended as void"

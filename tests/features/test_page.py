@@ -106,6 +106,8 @@ async def test_an_entitys_rows_come_back_oldest_first_from_the_one_before(client
         ("/v1/features/halves/history", 400, "customer_id is missing"),
         ("/v1/features/halves/history?customer_id=x", 400, "must be of type Int64"),
         ("/v1/features/halves/history?customer_id=1&since_s=soon", 400, "since_s is a number"),
+        ("/v1/features/halves/history?customer_id=1&since_s=nan", 400, "since_s is negative"),
+        ("/v1/features/halves/history?customer_id=1&since_s=inf", 400, "since_s is negative"),
     ],
 )
 async def test_what_cannot_be_asked_is_said(client: TestClient[Any, Any], path: str, status: int, words: str) -> None:

@@ -109,7 +109,7 @@ def being_rebuilt(view: str) -> RequestRefused:
     """There are rows of two definitions: both would have to be looked through, and one is about to go."""
     return RequestRefused(
         f"view {view!r} has rows of a former definition, beside which it is built anew",
-        advice='ask again when "headrace status" says it is live',
+        advice='let headrace run, and ask again when "headrace status" says that the view is live',
     )
 
 

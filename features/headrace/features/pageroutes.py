@@ -26,6 +26,7 @@ from headrace.features.offline.history import history
 
 _SINCE: Final = "since_s"
 _DAY_S: Final = 86_400.0
+_LONGEST_S: Final = 100 * 366 * _DAY_S
 
 
 class PageRoutes:
@@ -72,6 +73,8 @@ class PageRoutes:
         try:
             key = key_of(view.spec, texts)
             since_s = float(request.query.get(_SINCE, _DAY_S))
+            if not 0 <= since_s <= _LONGEST_S:
+                raise ValueError(f"{_SINCE} is negative, or more than a century")
         except ValueError as error:
             return error_response(400, f"the parameters can't be used: {error}", f"{_SINCE} is a number of seconds")
         since_us = int((self._clock() - since_s) * 1_000_000)

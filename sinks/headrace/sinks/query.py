@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, Self, TypeVar, get_args
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 import msgspec
 from multidict import MultiMapping
@@ -23,6 +23,9 @@ from headrace.cdc.process.transform import Problems, compile_when
 from headrace.sinks.envelope import Envelope
 
 _T = TypeVar("_T")
+
+Slow: TypeAlias = Literal["block", "skip", "disconnect"]
+"""What becomes of a reader that falls behind; see slow.py."""
 
 _COMMON: Final = (
     "from",
@@ -94,7 +97,7 @@ class Query(msgspec.Struct, frozen=True):
     wait_s: float = 0.0
     subscription: str | None = None
     """Name under which the place is kept, with the share in it."""
-    slow: Literal["block", "skip", "disconnect"] = "block"
+    slow: Slow = "block"
     behind: int = _BEHIND
 
     @classmethod

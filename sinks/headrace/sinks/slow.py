@@ -7,12 +7,10 @@ slowness: the policy holds from when it was near the end for the first time.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from headrace.cdc.errors import HeadraceError
-from headrace.sinks.query import Place
-
-Slow: TypeAlias = Literal["block", "skip", "disconnect"]
+from headrace.sinks.query import Place, Slow
 
 
 class TooSlow(HeadraceError):
@@ -53,4 +51,4 @@ class Slowness:
         return {"from": before, "to": place.cursor(), "events": lag}
 
 
-__all__ = ["Slow", "Slowness", "TooSlow"]
+__all__ = ["Slowness", "TooSlow"]

@@ -19,7 +19,7 @@ from headrace.features.compiled import CompiledView
 from headrace.features.offline.reading import connect, error_type, quoted, quoted_text
 from headrace.features.rows import RowChange
 
-READERS: Final = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json", ".ndjson": "read_json"}
+_READERS: Final = {".parquet": "read_parquet", ".csv": "read_csv", ".json": "read_json", ".ndjson": "read_json"}
 _FETCH: Final = 5_000
 _OPS: Final[dict[str, Op]] = {
     **dict.fromkeys(("insert", "c", "r", "read", "i"), "insert"),
@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 def relation_of(source: str, option: str) -> str:
     """The query behind a file's name, or the query itself. Raises DefinitionError for a file that isn't there."""
     path = Path(source)
-    reader = READERS.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if reader is not None and len(source.split()) < 3:
         if not path.is_file():
             raise DefinitionError(f"{option[2:]} file {source} doesn't exist", advice=f"correct {option}")
@@ -86,7 +86,8 @@ class PastRows:
         columns = [self._value(self._column(name)) for name in view.columns]
         keys = [self._value(name) for name in self._key]
         told = [quoted(op)] if op else ["'insert'"]
-        order = ", ".join([self._time(self._at), *(quoted(name) for name in self._key)])
+        # Of one moment in the order given: an insert and the update behind it may have the same time.
+        order = f"{self._time(self._at)}, rowid"
         selected = ", ".join([self._time(self._at), *told, *keys, *columns])
         self._query = f"select {selected} from past where {where}{part} order by {order}"
 
@@ -194,4 +195,4 @@ def _misread(error: Exception) -> DefinitionError:
     )
 
 
-__all__ = ["READERS", "PastRows", "relation_of"]
+__all__ = ["PastRows", "relation_of"]
