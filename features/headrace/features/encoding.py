@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from headrace.cdc.errors import DefinitionError, StoreRefused
-from headrace.features.protovalue import decode_row, encode_row
+from headrace.features.protovalue import decode_row, encode_row, varint
 from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
 
 _U32: Final = struct.Struct("<I")
@@ -28,6 +28,7 @@ _I64: Final = struct.Struct("<q")
 _PLAIN_DOUBLE: Final = struct.Struct("<d")
 
 _US_PER_S: Final = 1_000_000
+_ALL: Final = 0xFFFFFFFFFFFFFFFF
 _STRING_TYPE: Final = 2
 
 _KEY_TYPES: Final = {
@@ -45,22 +46,6 @@ _NO_JOIN_KEY: Final = Field("__dummy_id", ValueType.STRING)
 _MISFITS: Final = (TypeError, ValueError, OverflowError, struct.error)
 
 
-def varint(value: int) -> bytes:
-    """Protobuf varint of a signed 64-bit integer: a negative one takes ten bytes."""
-    if 0 <= value < 16384:
-        return _ONE_BYTE[value] if value < 128 else bytes((value & 127 | 128, value >> 7))
-    value &= 0xFFFFFFFFFFFFFFFF
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-_ONE_BYTE: Final = tuple(bytes((number,)) for number in range(128))
-
-
 def read_varint(data: bytes, start: int) -> tuple[int, int]:
     """(value, next index) of the varint at start, as a signed 64-bit integer. Raises IndexError when cut short."""
     value = shift = 0
@@ -71,7 +56,7 @@ def read_varint(data: bytes, start: int) -> tuple[int, int]:
         if byte < 128:
             break
         shift += 7
-    value &= 0xFFFFFFFFFFFFFFFF
+    value &= _ALL
     return (value - (1 << 64) if value >> 63 else value), start
 
 
@@ -193,7 +178,7 @@ def _list_of(dtype: ValueType, data: bytes) -> FeatureValue:
 def encode_timestamp(time_us: int) -> bytes:
     """``google.protobuf.Timestamp`` of microseconds since 1970 UTC; b"" for 1970 itself."""
     seconds, rest_us = divmod(time_us, _US_PER_S)
-    out = b"\x08" + varint(seconds) if seconds else b""
+    out = b"\x08" + varint(seconds & _ALL) if seconds else b""
     return out + b"\x10" + varint(rest_us * 1000) if rest_us else out
 
 

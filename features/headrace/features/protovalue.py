@@ -49,7 +49,7 @@ def encode_row(kinds: bytes, values: Sequence[Any], encoders: Sequence[Callable[
                 raise TypeError
             if not -_INT64_MAX - 1 <= value <= _INT64_MAX:
                 raise OverflowError
-            out.append(b"\x20" + _varint(value & _ALL))
+            out.append(b"\x20" + varint(value & _ALL))
         elif kind == _FLOAT64:
             if type(value) is not float and type(value) is not int:
                 raise TypeError
@@ -58,20 +58,20 @@ def encode_row(kinds: bytes, values: Sequence[Any], encoders: Sequence[Callable[
             if type(value) is not str:
                 raise TypeError
             text = value.encode()
-            out.append(b"\x12" + _varint(len(text)) + text)
+            out.append(b"\x12" + varint(len(text)) + text)
         elif kind == _INT32:
             if type(value) is not int:
                 raise TypeError
             if not -_INT32_MAX - 1 <= value <= _INT32_MAX:
                 raise OverflowError
-            out.append(b"\x18" + _varint(value & _ALL))
+            out.append(b"\x18" + varint(value & _ALL))
         elif kind == _UNIX_TIMESTAMP:
             if type(value) is not int:
                 raise TypeError
             seconds = value // _US_PER_S
             if not -_INT64_MAX - 1 <= seconds <= _INT64_MAX:
                 raise OverflowError
-            out.append(b"\x40" + _varint(seconds & _ALL))
+            out.append(b"\x40" + varint(seconds & _ALL))
         elif kind == _BOOL:
             if type(value) is not bool:
                 raise TypeError
@@ -83,7 +83,7 @@ def encode_row(kinds: bytes, values: Sequence[Any], encoders: Sequence[Callable[
         elif kind == _BYTES:
             if type(value) is not bytes:
                 raise TypeError
-            out.append(b"\x0a" + _varint(len(value)) + value)
+            out.append(b"\x0a" + varint(len(value)) + value)
         else:
             out.append(encoders[place](value))
     return out
@@ -153,7 +153,8 @@ def _text(data: bytes, pos: int, place: int) -> str:
         raise ValueError(place, "no UTF-8") from error
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """Protobuf varint of an unsigned 64-bit integer; a negative one's two's complement takes ten bytes."""
     if number < 128:
         return _ONE_BYTE[number]
     out = bytearray()
