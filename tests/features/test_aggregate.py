@@ -50,7 +50,7 @@ def test_retraction_leaves_exactly_what_was_never_retracted(
     moves = [(1, value) for value in stay + go]
     chance.shuffle(moves)
     moves += [(-1, value) for value in go]
-    sums = [0, 0, 0]
+    sums = [0] * len(aggregate.slots)
     for sign, value in moves:
         sums = [total + sign * part for total, part in zip(sums, aggregate.lift(value), strict=True)]
     assert sums == added(aggregate, list(stay))
@@ -139,7 +139,7 @@ def test_any_slot_survives_packing(amount: int, how: Pack) -> None:
 
 @given(finite)
 def test_a_double_is_packed_in_few_bytes(value: float) -> None:
-    scaled = SumReal().lift(value)[0]
-    packed = pack_slot(Pack.DOUBLE, scaled)
-    assert unpack_slot(Pack.DOUBLE, packed) == scaled
-    assert packed == 0 or isinstance(packed[1], int), "a double's 53 bits fit a small int"
+    for scaled in SumReal().lift(value)[:2]:
+        packed = pack_slot(Pack.DOUBLE, scaled)
+        assert unpack_slot(Pack.DOUBLE, packed) == scaled
+        assert packed == 0 or isinstance(packed[1], int), "a double's 53 bits fit a small int"

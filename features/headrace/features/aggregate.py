@@ -5,13 +5,15 @@ are sums of them, and only ``read`` turns them into a feature value. Integers ma
 
 - ints stay ints;
 - numeric text is scaled by 10^38 (digits beyond the 38th decimal are rounded half to even, once, before they are added);
-- a double is n / 2^1074 without loss, so a sum of doubles is exact and is rounded once, in ``read``: bit-equal to ``math.fsum``.
+- a double is n / 2^1074 without loss, so a sum of doubles is exact and is rounded once, in ``read``: bit-equal to ``math.fsum``. Nearly
+  all doubles are also n / 2^128; they are added up in this unit, whose integers are small, and only the others in the fine one.
 
 Doubles and numerics that aren't finite are counted, not added: any NaN, or infinities of both signs, reads as NaN, else an infinity as
 itself; when the last of them is retracted the finite sum is there again. The sign of zero is lost: a sum of -0.0 reads as 0.0. NULL adds
 nothing; the sum of nothing is 0 (not NULL), so that a window that empties ends in a number.
 
-Mean and variance (moments.py) are linear too. What isn't (min, max, distinct, ...) is a bag of values: see bags.py.
+Sums of reals, means and variances of one column share their slots: those of a sum are the first of a mean's, a mean's the first of a
+variance's (moments.py). What isn't (min, max, distinct, ...) is a bag of values: see bags.py.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from headrace.cdc.event import Value
 from headrace.features.spec import FeatureValue
 from headrace.features.values import whole_number
 
-DOUBLE_SCALE_BITS: Final = 1074
+DOUBLE_SCALE_BITS: Final = 128
+FINE_SCALE_BITS: Final = 1074
 DECIMAL_SCALE: Final = 38
 
 _TEN: Final[list[int]] = [10**power for power in range(DECIMAL_SCALE + 1)]
-DOUBLE_UNIT: Final = 1 << DOUBLE_SCALE_BITS
+_FINER_BITS: Final = FINE_SCALE_BITS - DOUBLE_SCALE_BITS
 DECIMAL_UNIT: Final[int] = _TEN[DECIMAL_SCALE]
 _DECIMAL = re.compile(r"([+-]?\d+)(?:\.(\d+))?")
 
@@ -101,26 +104,28 @@ class SumWhole:
 class SumReal:
     """Sum of numbers of any kind as Float64: the double nearest to the exact sum; beyond the largest double, an infinity.
 
-    Slots: doubles scaled by 2^1074; ints and numerics scaled by 10^38; counters of what isn't finite.
+    Slots: doubles scaled by 2^128; doubles that are no whole number then, scaled by 2^1074; ints and numerics scaled by 10^38; counters
+    of what isn't finite.
     """
 
-    slots: ClassVar[tuple[Pack, ...]] = (Pack.DOUBLE, Pack.DECIMAL, Pack.PLAIN)
+    slots: ClassVar[tuple[Pack, ...]] = (Pack.DOUBLE, Pack.DOUBLE, Pack.DECIMAL, Pack.PLAIN)
 
     def lift(self, value: Value) -> tuple[int, ...]:
         if isinstance(value, float):
-            return (scaled_double(value), 0, 0)
+            double, fine = scaled_double(value)
+            return (double, fine, 0, 0)
         if value is None:
-            return (0, 0, 0)
+            return (0, 0, 0, 0)
         if isinstance(value, str):
             special = _NOT_FINITE.get(value)
-            return (0, scaled_decimal(value), 0) if special is None else (0, 0, special)
-        return (0, value * DECIMAL_UNIT, 0)
+            return (0, 0, scaled_decimal(value), 0) if special is None else (0, 0, 0, special)
+        return (0, 0, value * DECIMAL_UNIT, 0)
 
     def read(self, sums: Sequence[int]) -> FeatureValue:
-        double, decimal, special = sums
-        if special:
-            return not_finite(special)
-        return nearest(*together(double, decimal))
+        if sums[3]:
+            return not_finite(sums[3])
+        numerator, denominator = together(sums[0], sums[1], sums[2])
+        return nearest(numerator, denominator)
 
 
 def not_finite(special: int) -> float:
@@ -131,13 +136,17 @@ def not_finite(special: int) -> float:
     return math.inf if plus else -math.inf
 
 
-def together(double: int, decimal: int) -> tuple[int, int]:
-    """Numerator and denominator of the sum of both scaled parts."""
+def together(double: int, fine: int, decimal: int) -> tuple[int, int]:
+    """Numerator and denominator of the sum of the three scaled parts."""
+    bits = DOUBLE_SCALE_BITS
+    if fine:
+        double = (double << _FINER_BITS) + fine
+        bits = FINE_SCALE_BITS
     if not decimal:
-        return double, DOUBLE_UNIT
+        return double, 1 << bits
     if not double:
         return decimal, DECIMAL_UNIT
-    return double * DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS), DECIMAL_UNIT << DOUBLE_SCALE_BITS
+    return double * DECIMAL_UNIT + (decimal << bits), DECIMAL_UNIT << bits
 
 
 def nearest(numerator: int, denominator: int) -> float:
@@ -148,10 +157,13 @@ def nearest(numerator: int, denominator: int) -> float:
         return math.inf if numerator > 0 else -math.inf
 
 
-def scaled_double(value: float) -> int:
-    """A finite double times 2^1074, exact."""
+def scaled_double(value: float) -> tuple[int, int]:
+    """A finite double, exact: (times 2^128, 0), or (0, times 2^1074) when the former is no whole number."""
     numerator, denominator = value.as_integer_ratio()
-    return numerator << (DOUBLE_SCALE_BITS + 1 - denominator.bit_length())
+    bits = denominator.bit_length() - 1
+    if bits <= DOUBLE_SCALE_BITS:
+        return numerator << (DOUBLE_SCALE_BITS - bits), 0
+    return 0, numerator << (FINE_SCALE_BITS - bits)
 
 
 def scaled_decimal(text: str) -> int:

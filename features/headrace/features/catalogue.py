@@ -72,6 +72,13 @@ def make_aggregate(key: AggregateKey) -> Aggregate:
     return _LINEAR[key.kind]()
 
 
+def base_of(key: AggregateKey) -> AggregateKey:
+    """The same for aggregates that read the same slots of a row's value: those of one are the first of the other's."""
+    if key.kind in _LINEAR or (key.kind == SUM and key.dtype is not ValueType.INT64):
+        return AggregateKey(SUM, key.column, ValueType.FLOAT64, key.where, 0, "")
+    return key
+
+
 def is_bag(kind: str) -> bool:
     """The kind keeps bags of values, and make_bag_kind makes it."""
     return kind in _BAGS

@@ -14,7 +14,7 @@ from headrace.features.predicate import Predicate
 from headrace.features.spec import Field, ValueType, ViewSpec
 from headrace.features.window import Window
 
-FORMAT = 1
+FORMAT = 2
 """Part of the hash: raised when the kernel would compute or store something else from the same definition."""
 
 LATEST = "latest"

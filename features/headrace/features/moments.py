@@ -15,7 +15,7 @@ from headrace.cdc.event import Value
 from headrace.features.aggregate import (
     DECIMAL_UNIT,
     DOUBLE_SCALE_BITS,
-    DOUBLE_UNIT,
+    FINE_SCALE_BITS,
     Pack,
     SumReal,
     nearest,
@@ -32,33 +32,33 @@ _sum = SumReal()
 
 
 class Mean:
-    """Sum over count. Slots: values that aren't NULL; then those of SumReal."""
+    """Sum over count. Slots: those of SumReal; values that aren't NULL."""
 
-    slots: ClassVar[tuple[Pack, ...]] = (Pack.PLAIN, *SumReal.slots)
+    slots: ClassVar[tuple[Pack, ...]] = (*SumReal.slots, Pack.PLAIN)
 
     def lift(self, value: Value) -> tuple[int, ...]:
-        return (0, 0, 0, 0) if value is None else (1, *_sum.lift(value))
+        return (0, 0, 0, 0, 0) if value is None else (*_sum.lift(value), 1)
 
     def read(self, sums: Sequence[int]) -> FeatureValue:
-        values, double, decimal, special = sums
-        if not values:
+        if not sums[4]:
             return None
-        if special:
-            return not_finite(special)
-        numerator, denominator = together(double, decimal)
-        return nearest(numerator, denominator * values)
+        if sums[3]:
+            return not_finite(sums[3])
+        numerator, denominator = together(sums[0], sums[1], sums[2])
+        return nearest(numerator, denominator * sums[4])
 
 
 class Variance:
-    """Sample variance. Slots: those of Mean; squares of doubles times 2^2148; squares of ints and numerics times 10^76."""
+    """Sample variance. Slots: those of Mean; squares of doubles times 2^256; of those in the fine unit times 2^2148; squares of ints and
+    numerics times 10^76."""
 
-    slots: ClassVar[tuple[Pack, ...]] = (*Mean.slots, Pack.DOUBLE, Pack.DECIMAL_SQUARE)
+    slots: ClassVar[tuple[Pack, ...]] = (*Mean.slots, Pack.DOUBLE, Pack.DOUBLE, Pack.DECIMAL_SQUARE)
 
     def lift(self, value: Value) -> tuple[int, ...]:
         if value is None:
-            return (0, 0, 0, 0, 0, 0)
-        double, decimal, special = _sum.lift(value)
-        return (1, double, decimal, special, double * double, decimal * decimal)
+            return (0, 0, 0, 0, 0, 0, 0, 0)
+        double, fine, decimal, special = _sum.lift(value)
+        return (double, fine, decimal, special, 1, double * double, fine * fine, decimal * decimal)
 
     def read(self, sums: Sequence[int]) -> FeatureValue:
         found = self._exact(sums)
@@ -66,20 +66,23 @@ class Variance:
 
     def _exact(self, sums: Sequence[int]) -> tuple[int, int] | float | None:
         """Numerator and denominator; NaN or None where there is no variance."""
-        values, double, decimal, special, double_square, decimal_square = sums
+        double, fine, decimal, special, values, double_square, fine_square, decimal_square = sums
         if values < 2:
             return None
         if special:
             return math.nan
-        # Where a square sum is zero, every value of that kind is zero: the other kind's unit is enough.
-        if not decimal_square:
-            total, squares, unit = double, double_square, DOUBLE_UNIT
-        elif not double_square:
-            total, squares, unit = decimal, decimal_square, DECIMAL_UNIT
-        else:
-            total, unit = double * DECIMAL_UNIT + (decimal << DOUBLE_SCALE_BITS), DECIMAL_UNIT << DOUBLE_SCALE_BITS
-            squares = double_square * _DECIMAL_UNIT_SQUARED + (decimal_square << 2 * DOUBLE_SCALE_BITS)
-        return values * squares - total * total, values * (values - 1) * unit * unit
+        total, unit = together(double, fine, decimal)
+        # Where a square sum is zero, every value of that kind is zero, and together() has left its unit out as well; a sum can be zero
+        # without that, so that the units are looked up again by the squares.
+        bits = FINE_SCALE_BITS if fine_square else DOUBLE_SCALE_BITS if double_square or not decimal_square else 0
+        wanted = (DECIMAL_UNIT if decimal_square else 1) << bits
+        total = total * wanted // unit  # exact: the wanted unit is a multiple of the one that the sum needs
+        if fine_square:
+            double_square = (double_square << 2 * (FINE_SCALE_BITS - DOUBLE_SCALE_BITS)) + fine_square
+        squares = double_square
+        if decimal_square:
+            squares = double_square * _DECIMAL_UNIT_SQUARED + (decimal_square << 2 * bits)
+        return values * squares - total * total, values * (values - 1) * wanted * wanted
 
 
 class Stddev(Variance):

@@ -13,7 +13,7 @@ import msgspec
 from headrace.cdc.event import Value
 from headrace.features.aggregate import Aggregate, Pack
 from headrace.features.bags import BagPlan, BagTrack, Item
-from headrace.features.catalogue import AggregateKey, is_bag, key_of, make_aggregate, make_bag_kind
+from headrace.features.catalogue import AggregateKey, base_of, is_bag, key_of, make_aggregate, make_bag_kind
 from headrace.features.compiled import LATEST, RATIO, CompiledView, FeaturePlan
 from headrace.features.predicate import Compiled
 from headrace.features.spec import FeatureValue
@@ -79,8 +79,8 @@ class Layout:
         leaves = [leaf for plan in view.features for leaf in plan.leaves()]
         latest = sorted({leaf.column for leaf in leaves if leaf.kind == LATEST})
         self.latest_columns: tuple[int, ...] = tuple(latest)
-        lifetime: list[AggregateKey] = []
-        by_hop: dict[int, tuple[list[Window], list[AggregateKey]]] = {}
+        lifetime = _Group()
+        by_hop: dict[int, tuple[list[Window], _Group]] = {}
         bags_by_hop: dict[int, tuple[list[Window], list[AggregateKey]]] = {}
         for leaf in leaves:
             if leaf.kind == LATEST:
@@ -92,26 +92,26 @@ class Layout:
                 _append_new(keys, key)
                 continue
             if leaf.window is None:
-                _append_new(lifetime, key)
+                lifetime.add(key)
                 continue
-            windows, keys = by_hop.setdefault(leaf.window.hop_us, ([], []))
+            windows, group = by_hop.setdefault(leaf.window.hop_us, ([], _Group()))
             _append_new(windows, leaf.window)
-            _append_new(keys, key)
+            group.add(key)
         hops = sorted(by_hop)
         groups = [lifetime, *[by_hop[hop][1] for hop in hops]]
-        order: list[AggregateKey] = []
+        all_of_them = _Group()
         for group in groups:
-            for key in group:
-                _append_new(order, key)
-        made = {key: make_aggregate(key) for key in order}
+            for aggregate in group.widest.items():
+                all_of_them.take(*aggregate)
+        order = list(all_of_them.widest)
         index = {column: place for place, column in enumerate(view.columns)}
-        self._lifts: tuple[_Lift, ...] = tuple([_lift(key, made[key], index) for key in order])
+        self._lifts: tuple[_Lift, ...] = tuple([_lift(key, made, index) for key, made in all_of_them.widest.items()])
         # Groups with the same aggregates share one tuple of deltas: several windows usually ask the same of a row.
-        self._groups: tuple[tuple[tuple[int, int], ...], ...] = tuple([_bases(group, order, made) for group in groups])
-        self.lifetime_slots: tuple[Pack, ...] = _slots(lifetime, made)
+        self._groups: tuple[tuple[tuple[int, int, int], ...], ...] = tuple([group.places(order) for group in groups])
+        self.lifetime_slots: tuple[Pack, ...] = lifetime.slots()
         self.tracks: tuple[TrackPlan, ...] = tuple(
             [
-                TrackPlan(hop, tuple([window.length_us for window in by_hop[hop][0]]), _slots(by_hop[hop][1], made))
+                TrackPlan(hop, tuple([window.length_us for window in by_hop[hop][0]]), by_hop[hop][1].slots())
                 for hop in hops
             ]
         )
@@ -148,8 +148,8 @@ class Layout:
                 track = hops.index(leaf.window.hop_us)
                 window = by_hop[leaf.window.hop_us][0].index(leaf.window)
                 group = by_hop[leaf.window.hop_us][1]
-            start = sum(len(made[other].slots) for other in group[: group.index(key)])
-            return _Slice(made[key], track, window, start, start + len(made[key].slots))
+            aggregate, start = make_aggregate(key), group.start(base_of(key))
+            return _Slice(aggregate, track, window, start, start + len(aggregate.slots))
 
         readers: list[_Slice | _Bags | _Newest | _Ratio] = []
         for plan in view.features:
@@ -188,16 +188,16 @@ class Layout:
             except ValueError:
                 unreadable += 1
                 lifted.append((0,) * len(aggregate.slots))
-        made: dict[tuple[tuple[int, int], ...], tuple[Delta, ...]] = {}
+        made: dict[tuple[tuple[int, int, int], ...], tuple[Delta, ...]] = {}
         result: list[tuple[Delta, ...]] = []
         for group in self._groups:
             found = made.get(group)
             if found is None:
                 found = made[group] = tuple(
                     [
-                        (base + slot, amount)
-                        for place, base in group
-                        for slot, amount in enumerate(lifted[place])
+                        (first + slot, amount)
+                        for place, first, width in group
+                        for slot, amount in enumerate(lifted[place][:width])
                         if amount
                     ]
                 )
@@ -378,17 +378,32 @@ def _append_new(items: list[Any], item: Any) -> None:
         items.append(item)
 
 
-def _bases(
-    group: Sequence[AggregateKey], order: Sequence[AggregateKey], made: dict[AggregateKey, Aggregate]
-) -> tuple[tuple[int, int], ...]:
-    """(place of the aggregate's lift, first slot in this group) of each aggregate."""
-    result: list[tuple[int, int]] = []
-    base = 0
-    for key in group:
-        result.append((order.index(key), base))
-        base += len(made[key].slots)
-    return tuple(result)
+class _Group:
+    """The aggregates of one tile. widest: by what they have in common, the one with the most slots; the others read its first ones."""
 
+    def __init__(self) -> None:
+        self.widest: dict[AggregateKey, Aggregate] = {}
 
-def _slots(group: Sequence[AggregateKey], made: dict[AggregateKey, Aggregate]) -> tuple[Pack, ...]:
-    return tuple([pack for key in group for pack in made[key].slots])
+    def add(self, key: AggregateKey) -> None:
+        self.take(base_of(key), make_aggregate(key))
+
+    def take(self, base: AggregateKey, made: Aggregate) -> None:
+        known = self.widest.get(base)
+        if known is None or len(made.slots) > len(known.slots):
+            self.widest[base] = made
+
+    def start(self, base: AggregateKey) -> int:
+        """First slot."""
+        found = 0
+        for other, made in self.widest.items():
+            if other == base:
+                break
+            found += len(made.slots)
+        return found
+
+    def slots(self) -> tuple[Pack, ...]:
+        return tuple([pack for made in self.widest.values() for pack in made.slots])
+
+    def places(self, order: Sequence[AggregateKey]) -> tuple[tuple[int, int, int], ...]:
+        """(place of its lift, first slot, number of slots) of each aggregate."""
+        return tuple([(order.index(base), self.start(base), len(made.slots)) for base, made in self.widest.items()])
