@@ -23,7 +23,10 @@ HOT_MODULES = [
     "cdc/headrace/cdc/decode/mysqlvalue.py",
     "cdc/headrace/cdc/decode/pgoutput.py",
     "cdc/headrace/cdc/decode/pgvalue.py",
+    "features/headrace/features/aggregate.py",
+    "features/headrace/features/moments.py",
     "features/headrace/features/protovalue.py",
+    "features/headrace/features/tiles.py",
 ]
 
 STAMP = f"build/compiled-{sys.implementation.cache_tag}.json"

@@ -69,10 +69,10 @@ def test_totals_equal_a_recomputation_at_every_time_and_after_every_reload(seed:
         if what < 0.5:
             row = (now + chance.randint(-150, 40), chance.randint(-3, 3))
             rows.append(row)
-            track.add(row[0], [(0, 1), (1, row[1])])
+            track.add(row[0], ((0, 1), (1, row[1])))
         elif what < 0.7 and rows:
             time, amount = rows.pop(chance.randrange(len(rows)))
-            track.add(time, [(0, -1), (1, -amount)])
+            track.add(time, ((0, 1), (1, amount)), False)
         elif what < 0.8:
             track = Track.decode(PLAN, track.encode(), now)
         else:
@@ -92,7 +92,7 @@ def test_totals_change_only_when_they_are_due(seed: int) -> None:
     track = Track(PLAN)
     track.advance(1000)
     for number in range(20):
-        track.add(1000 + chance.randint(-99, 60), [(0, 1 << number)])  # no two sets of rows have the same sum
+        track.add(1000 + chance.randint(-99, 60), ((0, 1 << number),))  # no two sets of rows have the same sum
     changes = 0
     for now in range(1001, 1300):
         due = track.due_us()
@@ -111,8 +111,8 @@ def test_bytes_do_not_depend_on_order_or_on_detours() -> None:
     for track in (one, other):
         track.advance(1000)
     for time in (950, 990, 1020):
-        one.add(time, [(0, 1), (1, 5)])
+        one.add(time, ((0, 1), (1, 5)))
     for time in (1020, 970, 990, 950):
-        other.add(time, [(0, 1), (1, 5)])
-    other.add(970, [(0, -1), (1, -5)])
+        other.add(time, ((0, 1), (1, 5)))
+    other.add(970, ((0, 1), (1, 5)), False)
     assert one.encode() == other.encode()

@@ -29,7 +29,7 @@ from headrace.features.bags import Item
 from headrace.features.compiled import CompiledView
 from headrace.features.rows import UNSET, Image, RowChange
 from headrace.features.spec import EntityKey, FeatureValue
-from headrace.features.state import Deltas, EntityState, LatestRow, Layout, negated
+from headrace.features.state import Deltas, EntityState, LatestRow, Layout
 from headrace.features.store.base import Contribution, EntityWrite
 from headrace.features.values import converter
 
@@ -128,7 +128,7 @@ class ViewKernel:
             parts.append(part)
         return SourceRow(tuple(parts), self._time_us(change, values), change.offset, values, counts)
 
-    def deltas_of(self, row: SourceRow, *, is_new: bool) -> Deltas:
+    def deltas_of(self, row: SourceRow, is_new: bool) -> Deltas:
         """What a row adds, and in row.items what it puts into bags; its unreadable values are counted once, when it is new."""
         if row.deltas is None:
             row.deltas, unreadable = self.layout.deltas(row.values)
@@ -280,9 +280,9 @@ class ViewBatch:
                 if offset < state.applied and row.entity not in met:
                     continue
                 met[row.entity] = state
-                state.shift(row.time_us, negated(kernel.deltas_of(row, is_new=False)))
+                state.shift(row.time_us, kernel.deltas_of(row, False), False)
                 if row.items:
-                    state.put(row.time_us, row.items, is_added=False)
+                    state.put(row.time_us, row.items, False)
                 state.rows -= 1
                 if not has_event_time and change.committed_us > state.event_time_us:
                     state.event_time_us = change.committed_us
@@ -296,9 +296,9 @@ class ViewBatch:
                 state = self._state(new.entity, now_us)
                 if offset >= state.applied or new.entity in met:
                     met[new.entity] = state
-                    state.shift(new.time_us, kernel.deltas_of(new, is_new=True))
+                    state.shift(new.time_us, kernel.deltas_of(new, True), True)
                     if new.items:
-                        state.put(new.time_us, new.items, is_added=True)
+                        state.put(new.time_us, new.items, True)
                     state.rows += 1
                     # A row's own time may lie in the future; an event can't be newer than the log.
                     moment = min(new.time_us, now_us)
@@ -317,11 +317,12 @@ class ViewBatch:
 
     def wanted_rebuilds(self) -> list[EntityKey]:
         """Entities whose newest row, or best values, must be found again among all their contributions."""
-        return [
-            key
-            for key in self._touched
-            if (state := self._states[key]).rows > 0 and (state.must_rebuild or state.has_short_bags())
-        ]
+        found: list[EntityKey] = []
+        for key in self._touched:
+            state = self._states[key]
+            if state.rows > 0 and (state.must_rebuild or state.has_short_bags()):
+                found.append(key)
+        return found
 
     def rebuild(self, entity: EntityKey, stored: Iterable[tuple[bytes, bytes]]) -> None:
         """Step 4. stored: all contributions of the entity in the store; this batch's own are laid over them."""

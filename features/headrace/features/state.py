@@ -188,21 +188,26 @@ class Layout:
             except ValueError:
                 unreadable += 1
                 lifted.append((0,) * len(aggregate.slots))
-        made: dict[tuple[tuple[int, int, int], ...], tuple[Delta, ...]] = {}
+        made: dict[Any, tuple[Delta, ...]] = {}
         result: list[tuple[Delta, ...]] = []
         for group in self._groups:
             found = made.get(group)
             if found is None:
-                found = made[group] = tuple(
-                    [
-                        (first + slot, amount)
-                        for place, first, width in group
-                        for slot, amount in enumerate(lifted[place][:width])
-                        if amount
-                    ]
-                )
+                found = made[group] = _picked(group, lifted)
             result.append(found)
         return tuple(result), unreadable
+
+
+def _picked(group: tuple[tuple[int, int, int], ...], lifted: Sequence[tuple[int, ...]]) -> tuple[Delta, ...]:
+    """What a group of aggregates adds."""
+    pairs: list[Delta] = []
+    for place, first, width in group:
+        amounts = lifted[place]
+        for slot in range(width):
+            amount = amounts[slot]
+            if amount:
+                pairs.append((first + slot, amount))
+    return tuple(pairs)
 
 
 class LatestRow(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
@@ -248,24 +253,30 @@ class EntityState:
         self.must_rebuild = False
         self.advance(now_us)
 
-    def shift(self, time_us: int, deltas: Deltas) -> None:
-        """Add a row's deltas, or take them away when they are negated."""
+    def shift(self, time_us: int, deltas: Deltas, is_added: bool) -> None:
+        """Add a row's deltas, or take them away again."""
         lifetime = self.lifetime
-        for slot, delta in deltas[0]:
-            lifetime[slot] += delta
+        for slot, amount in deltas[0]:
+            if is_added:
+                lifetime[slot] += amount
+            else:
+                lifetime[slot] -= amount
         place = 1
         for track in self.tracks:
-            track.add(time_us, deltas[place])
+            track.add(time_us, deltas[place], is_added)
             place += 1
 
-    def put(self, time_us: int, items: Sequence[Item], *, is_added: bool) -> None:
+    def put(self, time_us: int, items: Sequence[Item], is_added: bool) -> None:
         """Put a row's items into the bags, or take them out again."""
         for bags in self.bags:
             bags.shift(time_us, items, is_added=is_added)
 
     def has_short_bags(self) -> bool:
         """Only all rows of the entity can say what some bags hold now: see ``refill``."""
-        return any(bags.is_short() for bags in self.bags)
+        found = False
+        for bags in self.bags:
+            found = bags.is_short() or found
+        return found
 
     def refill(self, rows: Sequence[tuple[int, Sequence[Item]]]) -> None:
         """rows: (time, items) of each live row of the entity that counts."""
@@ -329,31 +340,22 @@ class EntityState:
     @classmethod
     def decode(cls, layout: Layout, data: bytes, now_us: int) -> EntityState:
         """Inverse of encode, advanced to the log time."""
-        blob = _decode(data)
         state = cls.__new__(cls)
-        state.layout = layout
-        state.applied = blob.applied
-        state.event_time_us = blob.event_time_us
-        state.rows = blob.rows
-        state.lifetime = list(map(unpack_slot, layout.lifetime_slots, blob.lifetime))
-        state.tracks = [Track.decode(plan, data, now_us) for plan, data in zip(layout.tracks, blob.tracks, strict=True)]
-        state.bags = [BagTrack.decode(plan, data, now_us) for plan, data in zip(layout.bags, blob.bags, strict=True)]
-        state.latest = blob.latest
-        state.must_rebuild = False
+        state.load(layout, data, now_us)
         return state
 
-
-def negated(deltas: Deltas) -> Deltas:
-    """The deltas that take a row away again."""
-    # Tuples shared between groups stay shared: negating is done once for each different one.
-    seen: dict[int, tuple[Delta, ...]] = {}
-    result: list[tuple[Delta, ...]] = []
-    for group in deltas:
-        found = seen.get(id(group))
-        if found is None:
-            found = seen[id(group)] = tuple([(slot, -amount) for slot, amount in group])
-        result.append(found)
-    return tuple(result)
+    def load(self, layout: Layout, data: bytes, now_us: int) -> None:
+        """Of an object without contents: see decode."""
+        blob = _decode(data)
+        self.layout = layout
+        self.applied = blob.applied
+        self.event_time_us = blob.event_time_us
+        self.rows = blob.rows
+        self.lifetime = list(map(unpack_slot, layout.lifetime_slots, blob.lifetime))
+        self.tracks = [Track.decode(plan, part, now_us) for plan, part in zip(layout.tracks, blob.tracks, strict=True)]
+        self.bags = [BagTrack.decode(plan, part, now_us) for plan, part in zip(layout.bags, blob.bags, strict=True)]
+        self.latest = blob.latest
+        self.must_rebuild = False
 
 
 def _readable(convert: Converter, value: Value) -> FeatureValue:

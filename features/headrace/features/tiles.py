@@ -4,7 +4,7 @@ A track keeps, for one entity and one hop, a tile (one integer a slot) for each 
 tiles it holds, so that reading out never sums tiles. What is stored is the tiles alone, sorted and without empty ones; totals are made
 from them: the bytes depend on the rows and the log time, never on how the work was cut into batches.
 
-Hot: plain annotated Python that Cython can compile as it is.
+A hot module: Cython compiles it with the types of tiles.pxd.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _unpack = msgspec.msgpack.Decoder().decode
 
 _INT64: Final = 1 << 63
 _NEVER: Final = -(1 << 62)
-"""Tile index before all times."""
+_FOREVER: Final = 1 << 62
+"""Tile indexes before and after all times."""
+
+_ONE_TILE: Final = b"\xdd\x00\x00\x00\x01"
 
 _POWERS: Final[dict[Pack, tuple[tuple[int, int], ...]]] = {
     Pack.DECIMAL: tuple([(step, 10**step) for step in (38, 36, 34, 30, 20)]),
@@ -46,80 +49,88 @@ class Track:
     totals[w]: sums of window w as of the last ``advance``. ``add`` may come at any time; what lies in no window any more is dropped.
     """
 
-    __slots__ = ("_first", "_future", "_high", "_low", "_packed", "_plan", "_tiles", "totals")
+    __slots__ = ("_first", "_floor", "_future", "_high", "_hop_us", "_low", "_packed", "_plan", "_tiles", "totals")
 
     def __init__(self, plan: TrackPlan) -> None:
+        windows = len(plan.lengths_us)
         self._plan = plan
+        self._hop_us: int = plan.hop_us
         self._tiles: dict[int, list[int]] = {}
         self._packed: dict[int, bytes] = {}
         self._high: int = _NEVER
-        self._low: list[int] = [_NEVER] * len(plan.lengths_us)
-        self._first: list[int | None] = [None] * len(plan.lengths_us)
-        self._future: int | None = None
-        self.totals: list[list[int]] = [[0] * len(plan.slots) for _ in plan.lengths_us]
+        self._low: list[int] = [_NEVER] * windows
+        """Of each window: the newest tile that has left it."""
+        self._floor: int = _NEVER
+        """The lowest of them."""
+        self._first: list[int] = [_FOREVER] * windows
+        """Of each window: its oldest tile."""
+        self._future: int = _FOREVER
+        """The oldest tile that no window has reached."""
+        self.totals: list[list[int]] = [[0] * len(plan.slots) for _ in range(windows)]
 
-    def add(self, time_us: int, deltas: Sequence[Delta]) -> None:
-        """Add a row's contribution to the tile of its time; a retraction adds the negated deltas."""
+    def add(self, time_us: int, deltas: tuple[Delta, ...], is_added: bool = True) -> None:
+        """Add a row's contribution to the tile of its time, or take away what it had added."""
         if not deltas:
             return
-        tile_index = time_us // self._plan.hop_us
-        low = self._low
+        index = time_us // self._hop_us
         tiles = self._tiles
-        tile = tiles.get(tile_index)
+        tile = tiles.get(index)
         if tile is None:
-            if tile_index <= min(low):
+            if index <= self._floor:
                 return  # out of every window for good
-            tile = tiles[tile_index] = [0] * len(self._plan.slots)
-        for slot, delta in deltas:
-            tile[slot] += delta
-        self._packed.pop(tile_index, None)
-        is_gone = not any(tile)
+            tile = tiles[index] = [0] * len(self._plan.slots)
+        self._packed.pop(index, None)
+        is_gone = _shift(tile, deltas, is_added)
         if is_gone:
-            del tiles[tile_index]
-        if tile_index > self._high:
+            del tiles[index]
+        if index > self._high:
             if is_gone:
-                self._future = min((index for index in tiles if index > self._high), default=None)
-            elif self._future is None or tile_index < self._future:
-                self._future = tile_index
+                self._future = self._oldest_future()
+            elif index < self._future:
+                self._future = index
             return
+        low = self._low
         first = self._first
-        for window, total in enumerate(self.totals):
-            if tile_index <= low[window]:
+        totals = self.totals
+        for window in range(len(totals)):
+            if index <= low[window]:
                 continue
-            for slot, delta in deltas:
-                total[slot] += delta
+            _shift(totals[window], deltas, is_added)
             oldest = first[window]
             if is_gone:
-                if oldest == tile_index:
+                if oldest == index:
                     first[window] = self._oldest_after(low[window])
-            elif oldest is None or tile_index < oldest:
-                first[window] = tile_index
+            elif index < oldest:
+                first[window] = index
 
     def advance(self, now_us: int) -> None:
         """Move the windows to this log time; never backwards."""
-        hop_us = self._plan.hop_us
+        hop_us = self._hop_us
         high = now_us // hop_us
         was_high = self._high
         if high == was_high:
             return  # a window is a whole number of hops: its two ends move at the same time
         self._high = high
         entering: list[int] = []
-        if self._future is not None and self._future <= high:
+        if self._future <= high:
             entering = [index for index in self._tiles if was_high < index <= high]
-            self._future = min((index for index in self._tiles if index > high), default=None)
+            self._future = self._oldest_future()
         low = self._low
         first = self._first
         has_moved = False
-        for window, length_us in enumerate(self._plan.lengths_us):
-            new_low = (now_us - length_us) // hop_us
+        lengths = self._plan.lengths_us
+        floor = _FOREVER
+        for window in range(len(low)):
+            new_low = (now_us - lengths[window]) // hop_us
             was_low = low[window]
             oldest = first[window]
             low[window] = new_low
-            if not entering and (oldest is None or oldest > new_low):
+            floor = min(floor, new_low)
+            if not entering and oldest > new_low:
                 continue
             has_moved = True
             total = self.totals[window]
-            if oldest is not None and oldest <= new_low:
+            if oldest <= new_low:
                 for index, tile in self._tiles.items():
                     if was_low < index <= new_low and index <= was_high:
                         for slot, amount in enumerate(tile):
@@ -129,22 +140,24 @@ class Track:
                     for slot, amount in enumerate(self._tiles[index]):
                         total[slot] += amount
             first[window] = self._oldest_after(new_low)
+        self._floor = floor
         if has_moved:
-            floor = min(low)
             for index in [index for index in self._tiles if index <= floor]:
                 del self._tiles[index]
                 self._packed.pop(index, None)
 
     def due_us(self) -> int | None:
         """The next log time at which a total changes by itself; None when none will."""
-        hop_us = self._plan.hop_us
-        due: int | None = None if self._future is None else self._future * hop_us
-        for window, oldest in enumerate(self._first):
-            if oldest is not None:
-                leaves_us = oldest * hop_us + self._plan.lengths_us[window]
-                if due is None or leaves_us < due:
-                    due = leaves_us
-        return due
+        hop_us = self._hop_us
+        due = _FOREVER if self._future == _FOREVER else self._future * hop_us
+        lengths = self._plan.lengths_us
+        first = self._first
+        for window in range(len(first)):
+            oldest = first[window]
+            if oldest != _FOREVER:
+                leaves_us = oldest * hop_us + lengths[window]
+                due = min(due, leaves_us)
+        return None if due == _FOREVER else due
 
     def encode(self) -> bytes:
         """One msgpack array of ``[index, slot, ...]``, oldest tile first."""
@@ -155,7 +168,12 @@ class Track:
             slots = self._plan.slots
             for index, tile in tiles.items():
                 if index not in packed:
-                    packed[index] = _pack([index, *map(pack_slot, slots, tile)])
+                    parts: list[Any] = [index]
+                    for slot, amount in enumerate(tile):
+                        parts.append(pack_slot(slots[slot], amount) if amount else 0)
+                    packed[index] = _pack(parts)
+        if len(tiles) == 1:
+            return _ONE_TILE + packed[next(iter(tiles))]
         body = b"".join([packed[index] for index in sorted(tiles)])
         return b"\xdd" + len(tiles).to_bytes(4, "big") + body  # msgpack: array 32
 
@@ -163,15 +181,40 @@ class Track:
     def decode(cls, plan: TrackPlan, data: bytes, now_us: int) -> Track:
         """A track with these tiles, advanced to the log time."""
         track = cls(plan)
-        for index, *slots in _unpack(data):
-            track._tiles[index] = [unpack_slot(how, slot) for how, slot in zip(plan.slots, slots, strict=True)]
-        track._future = min(track._tiles, default=None)
-        track.advance(now_us)
+        track.load(data, now_us)
         return track
 
-    def _oldest_after(self, low: int) -> int | None:
+    def load(self, data: bytes, now_us: int) -> None:
+        """Of a track without tiles: see decode."""
+        tiles = self._tiles
+        slots = self._plan.slots
+        for parts in _unpack(data):
+            tile: list[int] = []
+            for slot in range(len(slots)):
+                packed = parts[slot + 1]
+                tile.append(packed if type(packed) is int else unpack_slot(slots[slot], packed))
+            tiles[parts[0]] = tile
+        self._future = min(tiles, default=_FOREVER)
+        self.advance(now_us)
+
+    def _oldest_after(self, low: int) -> int:
         high = self._high
-        return min((index for index in self._tiles if low < index <= high), default=None)
+        return min([index for index in self._tiles if low < index <= high], default=_FOREVER)
+
+    def _oldest_future(self) -> int:
+        high = self._high
+        return min([index for index in self._tiles if index > high], default=_FOREVER)
+
+
+def _shift(sums: list[int], deltas: tuple[Delta, ...], is_added: bool) -> bool:
+    """Whether nothing is left."""
+    if is_added:
+        for slot, amount in deltas:
+            sums[slot] += amount
+    else:
+        for slot, amount in deltas:
+            sums[slot] -= amount
+    return not any(sums)
 
 
 def pack_slot(how: Pack, amount: int) -> Any:
