@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import sys
@@ -29,6 +30,7 @@ if "--uncompiled" in sys.argv:
 
 from prometheus_client import CollectorRegistry
 
+from headrace.cdc.cli import COLLECT_EVERY
 from headrace.cdc.event import CustomerEvent, RowPart
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.features.engine import FeatureEngine
@@ -94,6 +96,9 @@ async def measure(name: str, store: OnlineStore, folder: Path, count: int, entit
     definitions.write_text(DEFINITIONS)
     made = events(count, entities)
     log = await SQLiteLog.open(folder / "bench.log.db")
+    gc.set_threshold(*COLLECT_EVERY)  # as `headrace run` does
+    gc.collect()
+    gc.freeze()
     try:
         begin, cpu = time.perf_counter(), time.process_time()
         for start in range(0, count, BATCH):

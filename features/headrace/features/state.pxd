@@ -3,6 +3,8 @@ cimport cython
 
 from headrace.features.tiles cimport Track
 
+cdef int _SUM, _BAGS, _NEWEST, _RATIO
+
 cdef class Layout:
     cdef readonly tuple latest_columns, lifetime_slots, tracks, bags, readers
     cdef readonly long long longest_us
@@ -33,9 +35,9 @@ cdef class EntityState:
     cpdef advance(self, long long now_us)
     @cython.locals(track=Track)
     cpdef due_us(self)
-    @cython.locals(result=list)
+    @cython.locals(result=list, reader=tuple, kind=cython.int)
     cpdef tuple values(self)
-    @cython.locals(sums=list, number=Py_ssize_t, track=Track)
-    cdef object _aggregated(self, object reader)
+    @cython.locals(sums=list, kind=cython.int, place=Py_ssize_t, window=Py_ssize_t, start=Py_ssize_t, end=Py_ssize_t, track=Track)
+    cdef object _aggregated(self, tuple reader)
     @cython.locals(track=Track)
     cpdef bytes encode(self)

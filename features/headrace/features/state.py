@@ -32,37 +32,17 @@ Deltas: TypeAlias = tuple[tuple[Delta, ...], ...]
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class _Slice(msgspec.Struct, frozen=True):
-    """Where a sum reads: track (or LIFETIME), window in it, slots from start to end."""
+_SUM: Final = 0
+_BAGS: Final = 1
+_NEWEST: Final = 2
+_RATIO: Final = 3
 
-    aggregate: Aggregate
-    track: int
-    window: int
-    start: int
-    end: int
+_Reader: TypeAlias = tuple[int, Any, int, int, int, int]
+"""How a feature is read, in the least that can be asked of memory: what, ...
 
-
-class _Bags(msgspec.Struct, frozen=True):
-    """Where a feature of bags reads: bag track, window in it, number of the kind in it."""
-
-    track: int
-    window: int
-    number: int
-
-
-class _Newest(msgspec.Struct, frozen=True):
-    """Where a latest feature reads: index into the newest row's kept columns."""
-
-    place: int
-    convert: Converter
-
-
-class _Ratio(msgspec.Struct, frozen=True):
-    """What a ratio divides."""
-
-    numerator: _Slice | _Bags
-    denominator: _Slice | _Bags
-
+_SUM: the aggregate's read; track (or LIFETIME), window in it, slots from start to end. _BAGS: nothing; bag track, window in it, number of
+the kind in it. _NEWEST: a converter; place in the newest row's kept columns. _RATIO: the readers of what it divides. Zeros for the rest.
+"""
 
 _Lift: TypeAlias = tuple[int, Any, Compiled | None]
 """Index of the column, the aggregate or bag kind, the filter of the rows that count for it."""
@@ -136,12 +116,13 @@ class Layout:
         lengths += [length for bags in self.bags for length in bags.lengths_us]
         self.longest_us: int = max(lengths, default=0)
 
-        def aggregated(leaf: FeaturePlan) -> _Slice | _Bags:
+        def aggregated(leaf: FeaturePlan) -> _Reader:
             key = key_of(leaf)
             if is_bag(leaf.kind):
                 hop = 0 if leaf.window is None else leaf.window.hop_us
                 windows, keys = bags_by_hop[hop]
-                return _Bags(bag_hops.index(hop), windows.index(leaf.window or _LIFETIME_WINDOW), keys.index(key))
+                window = windows.index(leaf.window or _LIFETIME_WINDOW)
+                return _BAGS, None, bag_hops.index(hop), window, keys.index(key), 0
             if leaf.window is None:
                 track, window, group = LIFETIME, 0, lifetime
             else:
@@ -149,17 +130,17 @@ class Layout:
                 window = by_hop[leaf.window.hop_us][0].index(leaf.window)
                 group = by_hop[leaf.window.hop_us][1]
             aggregate, start = make_aggregate(key), group.start(base_of(key))
-            return _Slice(aggregate, track, window, start, start + len(aggregate.slots))
+            return _SUM, aggregate.read, track, window, start, start + len(aggregate.slots)
 
-        readers: list[_Slice | _Bags | _Newest | _Ratio] = []
+        readers: list[_Reader] = []
         for plan in view.features:
             if plan.kind == LATEST:
-                readers.append(_Newest(latest.index(plan.column), converter(plan.dtype)))
+                readers.append((_NEWEST, converter(plan.dtype), latest.index(plan.column), 0, 0, 0))
             elif plan.kind == RATIO:
-                readers.append(_Ratio(aggregated(plan.parts[0]), aggregated(plan.parts[1])))
+                readers.append((_RATIO, (aggregated(plan.parts[0]), aggregated(plan.parts[1])), 0, 0, 0, 0))
             else:
                 readers.append(aggregated(plan))
-        self.readers: tuple[_Slice | _Bags | _Newest | _Ratio, ...] = tuple(readers)
+        self.readers: tuple[_Reader, ...] = tuple(readers)
 
     def items(self, values: Sequence[Value], time_us: int, offset: int) -> tuple[tuple[Item, ...], int]:
         """What a row of these values puts into bags, and how many of its values couldn't be read."""
@@ -307,21 +288,26 @@ class EntityState:
         """The features, in the view's order; a value of the newest row that can't be read as its type is null."""
         result: list[FeatureValue] = []
         for reader in self.layout.readers:
-            if isinstance(reader, _Newest):
-                result.append(
-                    None if self.latest is None else _readable(reader.convert, self.latest.values[reader.place])
-                )
-            elif isinstance(reader, _Ratio):
-                result.append(_quotient(self._aggregated(reader.numerator), self._aggregated(reader.denominator)))
-            else:
+            kind = reader[0]
+            if kind == _SUM or kind == _BAGS:
                 result.append(self._aggregated(reader))
+            elif kind == _NEWEST:
+                result.append(None if self.latest is None else _readable(reader[1], self.latest.values[reader[2]]))
+            else:
+                numerator, denominator = reader[1]
+                result.append(_quotient(self._aggregated(numerator), self._aggregated(denominator)))
         return tuple(result)
 
-    def _aggregated(self, reader: _Slice | _Bags) -> FeatureValue:
-        if isinstance(reader, _Bags):
-            return self.bags[reader.track].read(reader.window, reader.number)
-        sums = self.lifetime if reader.track < 0 else self.tracks[reader.track].totals[reader.window]
-        return reader.aggregate.read(sums[reader.start : reader.end])
+    def _aggregated(self, reader: _Reader) -> FeatureValue:
+        kind, read, place, window, start, end = reader
+        if kind == _BAGS:
+            return self.bags[place].read(window, start)
+        if place == LIFETIME:
+            sums = self.lifetime
+        else:
+            track = self.tracks[place]
+            sums = track.totals[window]
+        return read(sums[start:end])
 
     def encode(self) -> bytes:
         """The bytes that the store keeps beside the features."""

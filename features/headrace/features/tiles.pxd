@@ -7,7 +7,7 @@ cdef object _INT64
 
 @cython.final
 cdef class Track:
-    cdef object _plan
+    cdef tuple _lengths_us, _slots
     cdef long long _hop_us, _high, _floor, _future
     cdef dict _tiles, _packed
     cdef list _low, _first

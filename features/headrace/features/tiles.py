@@ -49,12 +49,13 @@ class Track:
     totals[w]: sums of window w as of the last ``advance``. ``add`` may come at any time; what lies in no window any more is dropped.
     """
 
-    __slots__ = ("_first", "_floor", "_future", "_high", "_hop_us", "_low", "_packed", "_plan", "_tiles", "totals")
+    __slots__ = ("_first", "_floor", "_future", "_high", "_hop_us", "_lengths_us", "_low", "_packed", "_slots", "_tiles", "totals")
 
     def __init__(self, plan: TrackPlan) -> None:
         windows = len(plan.lengths_us)
-        self._plan = plan
         self._hop_us: int = plan.hop_us
+        self._lengths_us = plan.lengths_us
+        self._slots = plan.slots
         self._tiles: dict[int, list[int]] = {}
         self._packed: dict[int, bytes] = {}
         self._high: int = _NEVER
@@ -78,7 +79,7 @@ class Track:
         if tile is None:
             if index <= self._floor:
                 return  # out of every window for good
-            tile = tiles[index] = [0] * len(self._plan.slots)
+            tile = tiles[index] = [0] * len(self._slots)
         self._packed.pop(index, None)
         is_gone = _shift(tile, deltas, is_added)
         if is_gone:
@@ -118,7 +119,7 @@ class Track:
         low = self._low
         first = self._first
         has_moved = False
-        lengths = self._plan.lengths_us
+        lengths = self._lengths_us
         floor = _FOREVER
         for window in range(len(low)):
             new_low = (now_us - lengths[window]) // hop_us
@@ -150,7 +151,7 @@ class Track:
         """The next log time at which a total changes by itself; None when none will."""
         hop_us = self._hop_us
         due = _FOREVER if self._future == _FOREVER else self._future * hop_us
-        lengths = self._plan.lengths_us
+        lengths = self._lengths_us
         first = self._first
         for window in range(len(first)):
             oldest = first[window]
@@ -165,7 +166,7 @@ class Track:
         tiles = self._tiles
         if len(packed) < len(tiles):
             # Only what has changed since: an entity that is written often has one tile to pack, of all its hundred.
-            slots = self._plan.slots
+            slots = self._slots
             for index, tile in tiles.items():
                 if index not in packed:
                     parts: list[Any] = [index]
@@ -187,7 +188,7 @@ class Track:
     def load(self, data: bytes, now_us: int) -> None:
         """Of a track without tiles: see decode."""
         tiles = self._tiles
-        slots = self._plan.slots
+        slots = self._slots
         for parts in _unpack(data):
             tile: list[int] = []
             for slot in range(len(slots)):

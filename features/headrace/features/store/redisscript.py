@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from headrace.features.encoding import codec_of, encode_timestamp, redis_field
-from headrace.features.spec import ViewSpec
+from headrace.features.spec import EntityKey, ViewSpec
 from headrace.features.store.base import ViewWrite
 from headrace.features.store.fence import Fence, encode_checkpoint
 
@@ -242,8 +242,10 @@ def pack_flush(
     for place, write in enumerate(writes):
         codec = codec_of(write.view)
         suffix = heads[place].names.project
+        keys: dict[EntityKey, bytes] = {}
         for entity in write.entities:
-            hash_key = codec.encode_key(entity.key) + suffix
+            key = keys[entity.key] = codec.encode_key(entity.key)
+            hash_key = key + suffix
             if entity.values is None:
                 chunks[-1].add_entity(place, hash_key, [b"x"])
             else:
@@ -254,7 +256,9 @@ def pack_flush(
             if chunks[-1].is_full():
                 chunks.append(_Chunk(len(heads)))
         for row_key, given in write.contributions.items():
-            value = b"" if given is None else pack_contribution(codec.encode_key(given.entity), given.blob)
+            value = b""
+            if given is not None:
+                value = pack_contribution(keys.get(given.entity) or codec.encode_key(given.entity), given.blob)
             chunks[-1].add_contribution(place, row_key, value)
             if chunks[-1].is_full():
                 chunks.append(_Chunk(len(heads)))
