@@ -25,10 +25,12 @@ HOT_MODULES = [
     "cdc/headrace/cdc/decode/pgtime.py",
     "cdc/headrace/cdc/decode/pgvalue.py",
     "features/headrace/features/aggregate.py",
+    "features/headrace/features/encoding.py",
     "features/headrace/features/kernel.py",
     "features/headrace/features/moments.py",
     "features/headrace/features/protovalue.py",
     "features/headrace/features/state.py",
+    "features/headrace/features/store/redisscript.py",
     "features/headrace/features/tiles.py",
 ]
 

@@ -36,19 +36,24 @@ from headrace.features.values import converter
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class SourceRow(msgspec.Struct, gc=False):
+class SourceRow:
     """What is kept of a row: its entity, when, as of which change, with which values (order of CompiledView.columns).
 
     counts: False for a row outside the filter, which adds nothing and is only remembered.
     """
 
-    entity: EntityKey
-    time_us: int
-    offset: int
-    values: tuple[Value, ...]
-    counts: bool
-    deltas: Deltas | None = None
-    items: Sequence[Item] = ()
+    __slots__ = ("counts", "deltas", "entity", "items", "offset", "time_us", "values")
+
+    def __init__(
+        self, entity: EntityKey, time_us: int, offset: int, values: tuple[Value, ...], counts: bool
+    ) -> None:
+        self.entity = entity
+        self.time_us = time_us
+        self.offset = offset
+        self.values = values
+        self.counts = counts
+        self.deltas: Deltas | None = None
+        self.items: tuple[Item, ...] = ()
 
 
 class _Blob(msgspec.Struct, array_like=True, gc=False):
@@ -75,11 +80,18 @@ class Counts(msgspec.Struct):
     missing: frozenset[str] = frozenset()
 
 
-class _Move(msgspec.Struct, gc=False):
-    change: RowChange
-    key: bytes
-    old: Sequence[tuple[bytes, SourceRow]]
-    new: SourceRow | None
+class _Move:
+    """One change as what it takes away and what it adds."""
+
+    __slots__ = ("change", "key", "new", "old")
+
+    def __init__(
+        self, change: RowChange, key: bytes, old: list[tuple[bytes, SourceRow]], new: SourceRow | None
+    ) -> None:
+        self.change = change
+        self.key = key
+        self.old = old
+        self.new = new
 
 
 class ViewKernel:
@@ -215,39 +227,41 @@ class ViewBatch:
         }
         longest_us = kernel.layout.longest_us
         counts = kernel.counts
+        changes = 0
         for change in self.changes:
             key = change.key
+            old_key = change.old_key
+            offset = change.offset
             was = current[key]
-            if was is not None and was.offset > change.offset:
+            if was is not None and was.offset > offset:
                 continue  # a replay: the row has seen a later change
             old: list[tuple[bytes, SourceRow]] = []
-            if was is not None:
+            has_old = was is not None
+            if was is not None and was.counts:
                 old.append((key, was))
             known = was
-            if change.old_key is not None:
-                moved = current[change.old_key]
-                if moved is not None and moved.offset <= change.offset:
-                    old.append((change.old_key, moved))
+            if old_key is not None:
+                moved = current[old_key]
+                if moved is not None and moved.offset <= offset:
+                    has_old = True
+                    if moved.counts:
+                        old.append((old_key, moved))
                     known = moved
-                    current[change.old_key] = None
-                    self._contributions[change.old_key] = None
+                    current[old_key] = None
+                    self._contributions[old_key] = None
             new = kernel.new_row(change, known)
-            counts.changes += 1
-            if new is None and not old:
+            changes += 1
+            if new is None and not has_old:
                 continue
-            if (
-                new is not None
-                and new.counts
-                and change.op == "insert"
-                and longest_us
-                and new.time_us <= change.now_us - longest_us
-            ):
-                counts.late += 1
             current[key] = new
             self._contributions[key] = new
-            counting = [(row_key, row) for row_key, row in old if row.counts]
-            if counting or (new is not None and new.counts):
-                self._moves.append(_Move(change, key, counting, new if new is not None and new.counts else None))
+            if new is not None and not new.counts:
+                new = None
+            if new is not None and longest_us and change.op == "insert" and new.time_us <= change.now_us - longest_us:
+                counts.late += 1
+            if old or new is not None:
+                self._moves.append(_Move(change, key, old, new))
+        counts.changes += changes
 
     def wanted_entities(self) -> list[EntityKey]:
         """Entities whose states ``apply`` needs."""
@@ -364,12 +378,13 @@ class ViewBatch:
             state.advance(log_time_us)
             writes.append(EntityWrite(entity, state.values(), state.event_time_us, state.encode(), state.due_us()))
         self._kernel.counts.written += len(writes)
-        contributions = {
-            key: None
-            if row is None
-            else Contribution(row.entity, _pack(_Blob(row.time_us, row.offset, row.values, row.counts)))
-            for key, row in self._contributions.items()
-        }
+        contributions: dict[bytes, Contribution | None] = {}
+        for key, row in self._contributions.items():
+            if row is None:
+                contributions[key] = None
+            else:
+                blob = _pack(_Blob(row.time_us, row.offset, row.values, row.counts))
+                contributions[key] = Contribution(row.entity, blob)
         return writes, contributions
 
     def states(self) -> Iterable[tuple[EntityKey, EntityState]]:

@@ -8,11 +8,11 @@ cdef int _SUM, _BAGS, _NEWEST, _RATIO
 cdef class Layout:
     cdef readonly tuple latest_columns, lifetime_slots, tracks, bags, readers
     cdef readonly long long longest_us
-    cdef tuple _lifts, _groups, _bag_lifts
+    cdef tuple _lifts, _groups, _group_of, _bag_lifts
 
     @cython.locals(items=list, unreadable=Py_ssize_t)
     cpdef tuple items(self, object values, long long time_us, long long offset)
-    @cython.locals(unreadable=Py_ssize_t, lifted=list, column=Py_ssize_t, made=dict, result=list, found=object)
+    @cython.locals(unreadable=Py_ssize_t, lifted=list, column=Py_ssize_t, made=list, result=list, number=Py_ssize_t)
     cpdef tuple deltas(self, object values)
 
 @cython.locals(pairs=list, place=Py_ssize_t, first=Py_ssize_t, width=Py_ssize_t, slot=Py_ssize_t, amounts=tuple)

@@ -86,8 +86,10 @@ class Layout:
         order = list(all_of_them.widest)
         index = {column: place for place, column in enumerate(view.columns)}
         self._lifts: tuple[_Lift, ...] = tuple([_lift(key, made, index) for key, made in all_of_them.widest.items()])
+        wanted = [group.places(order) for group in groups]
         # Groups with the same aggregates share one tuple of deltas: several windows usually ask the same of a row.
-        self._groups: tuple[tuple[tuple[int, int, int], ...], ...] = tuple([group.places(order) for group in groups])
+        self._groups: tuple[tuple[tuple[int, int, int], ...], ...] = tuple(dict.fromkeys(wanted))
+        self._group_of: tuple[int, ...] = tuple([self._groups.index(group) for group in wanted])
         self.lifetime_slots: tuple[Pack, ...] = lifetime.slots()
         self.tracks: tuple[TrackPlan, ...] = tuple(
             [
@@ -169,13 +171,12 @@ class Layout:
             except ValueError:
                 unreadable += 1
                 lifted.append((0,) * len(aggregate.slots))
-        made: dict[Any, tuple[Delta, ...]] = {}
-        result: list[tuple[Delta, ...]] = []
+        made: list[tuple[Delta, ...]] = []
         for group in self._groups:
-            found = made.get(group)
-            if found is None:
-                found = made[group] = _picked(group, lifted)
-            result.append(found)
+            made.append(_picked(group, lifted))
+        result: list[tuple[Delta, ...]] = []
+        for number in self._group_of:
+            result.append(made[number])
         return tuple(result), unreadable
 
 

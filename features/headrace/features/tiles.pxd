@@ -3,7 +3,7 @@ cimport cython
 
 cdef long long _NEVER, _FOREVER
 cdef bytes _ONE_TILE
-cdef object _INT64
+cdef object _INT64, _PLAIN, _DOUBLE
 
 @cython.final
 cdef class Track:
@@ -31,6 +31,7 @@ cdef class Track:
     cdef long long _oldest_future(self)
 
 @cython.locals(slot=Py_ssize_t)
-cdef bint _shift(list sums, tuple deltas, bint is_added)
+cdef _shift(list sums, tuple deltas, bint is_added)
+cdef bint _is_empty(list tile)
 cpdef pack_slot(object how, object amount)
 cdef _small(object amount)

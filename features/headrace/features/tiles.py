@@ -27,6 +27,9 @@ _NEVER: Final = -(1 << 62)
 _FOREVER: Final = 1 << 62
 """Tile indexes before and after all times."""
 
+_PLAIN: Final = Pack.PLAIN
+_DOUBLE: Final = Pack.DOUBLE
+
 _ONE_TILE: Final = b"\xdd\x00\x00\x00\x01"
 
 _POWERS: Final[dict[Pack, tuple[tuple[int, int], ...]]] = {
@@ -81,7 +84,8 @@ class Track:
                 return  # out of every window for good
             tile = tiles[index] = [0] * len(self._slots)
         self._packed.pop(index, None)
-        is_gone = _shift(tile, deltas, is_added)
+        _shift(tile, deltas, is_added)
+        is_gone = _is_empty(tile)
         if is_gone:
             del tiles[index]
         if index > self._high:
@@ -207,24 +211,29 @@ class Track:
         return min([index for index in self._tiles if index > high], default=_FOREVER)
 
 
-def _shift(sums: list[int], deltas: tuple[Delta, ...], is_added: bool) -> bool:
-    """Whether nothing is left."""
+def _shift(sums: list[int], deltas: tuple[Delta, ...], is_added: bool) -> None:
     if is_added:
         for slot, amount in deltas:
             sums[slot] += amount
     else:
         for slot, amount in deltas:
             sums[slot] -= amount
-    return not any(sums)
+
+
+def _is_empty(tile: list[int]) -> bool:
+    for amount in tile:  # noqa: SIM110  # any() is a call, and the first slot decides nearly always
+        if amount:
+            return False
+    return True
 
 
 def pack_slot(how: Pack, amount: int) -> Any:
     """A slot in msgpack's types: an int, or ``[shift, int]`` without the zeros at its end; bytes where 64 bits don't hold it."""
     if amount == 0:
         return 0
-    if how is Pack.PLAIN:
+    if how is _PLAIN:
         return _small(amount)
-    if how is Pack.DOUBLE:
+    if how is _DOUBLE:
         shift = (amount & -amount).bit_length() - 1
         return [shift, _small(amount >> shift)]
     for step, power in _POWERS[how]:
@@ -239,7 +248,7 @@ def unpack_slot(how: Pack, packed: Any) -> int:
         return _large(packed)
     shift: int = packed[0]
     number = _large(packed[1])
-    return number << shift if how is Pack.DOUBLE else number * int(10**shift)
+    return number << shift if how is _DOUBLE else number * int(10**shift)
 
 
 def _small(amount: int) -> int | bytes:
