@@ -42,8 +42,8 @@ from headrace.features.store.base import OnlineStore
 from headrace.features.worker import StoppedView, ViewWorker
 
 _GROUP = "features"
-_READ_BYTES = 1 << 18
-"""About a thousand events: what one round applies before the loop, and fresh events, get their turn again."""
+_READ_BYTES = 1 << 19
+"""Some thousand events: what one round applies before the loop, and fresh events, get their turn again."""
 _CATCH_UP_BYTES = 1 << 17
 """A lane that is behind works in slices of about this size: a fresh event waits for one of them at most."""
 
