@@ -119,6 +119,7 @@ class CompileHook(BuildHookInterface):
             )
             command = Distribution({"ext_modules": modules}).get_command_obj("build_ext")
             command.force = True
+            command.parallel = os.cpu_count()
             command.build_lib = str(work / "lib")
             command.build_temp = str(work / "temp")
             command.ensure_finalized()

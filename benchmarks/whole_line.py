@@ -109,7 +109,7 @@ async def measure(name: str, store: OnlineStore, folder: Path, count: int, entit
         begin, cpu = time.perf_counter(), time.process_time()
         task = asyncio.create_task(engine.run())
         while engine.status()["offset"] != [count]:  # the engine is measured as it is
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
             assert not task.done(), task.exception()
         apply_s, apply_cpu = time.perf_counter() - begin, time.process_time() - cpu
         task.cancel()

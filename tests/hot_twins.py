@@ -30,6 +30,10 @@ _AGAINST_SELECT = (
     "test_postgres_large.py",
     "test_fold_property.py",
     "test_encoding.py",
+    "test_aggregate.py",
+    "test_window.py",
+    "test_kernel.py",
+    "test_kernel_property.py",
 )
 
 IS_PURE = os.environ.get("HEADRACE_PURE") == "1"

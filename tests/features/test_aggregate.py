@@ -8,11 +8,12 @@ import struct
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.cdc.event import Value
 from headrace.features.aggregate import CountRows, CountValues, Pack, SumReal, SumWhole, scaled_decimal
+from headrace.features.moments import Mean, Variance
 from headrace.features.tiles import pack_slot, unpack_slot
 
 
@@ -65,6 +66,40 @@ def test_a_sum_of_numerics_is_the_double_nearest_to_the_exact_sum(values: list[o
     texts = [f"{value:f}" for value in values]
     exact = sum((Fraction(text) for text in texts), Fraction(0))
     assert SumReal().read(added(SumReal(), list(texts))) == float(exact)
+
+
+numbers = st.one_of(
+    finite.filter(lambda value: abs(value) < 1e100),
+    st.integers(-(10**9), 10**9),
+    st.sampled_from([5e-324, 2.0**-128, 2.0**-129, 1e-300]),
+)
+
+
+@given(st.lists(numbers, min_size=2, max_size=12), st.lists(numbers, max_size=6))
+@example([5e-324, 1.0, 3], [])
+@example([1e-300, -1e-300], [2.5])
+@example([0.5, -0.5, 2], [2])
+def test_mean_and_variance_are_those_of_the_exact_values_whatever_their_magnitude(
+    stay: list[float | int], gone: list[float | int]
+) -> None:
+    exact = [Fraction(value) for value in stay]
+    mean = sum(exact, Fraction(0)) / len(exact)
+    variance = sum(((value - mean) ** 2 for value in exact), Fraction(0)) / (len(exact) - 1)
+    for aggregate, wanted in ((Mean(), mean), (Variance(), variance)):
+        sums = [0] * len(aggregate.slots)
+        for sign, values in ((1, [*stay, *gone]), (-1, gone)):
+            for value in values:
+                sums = [total + sign * part for total, part in zip(sums, aggregate.lift(value), strict=True)]
+        assert bits(aggregate.read(sums)) == bits(wanted.numerator / wanted.denominator + 0.0)
+
+
+@given(st.one_of(numbers, st.sampled_from(["NaN", "Infinity", "0.25", None])))
+def test_sum_mean_and_variance_of_a_column_share_their_slots(value: Value) -> None:
+    widest = Variance()
+    for aggregate in (SumReal(), Mean()):
+        width = len(aggregate.slots)
+        assert aggregate.lift(value) == widest.lift(value)[:width]
+        assert aggregate.slots == widest.slots[:width]
 
 
 def test_doubles_numerics_and_ints_of_one_column_add_up_exactly() -> None:

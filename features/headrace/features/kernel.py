@@ -44,9 +44,7 @@ class SourceRow:
 
     __slots__ = ("counts", "deltas", "entity", "items", "offset", "time_us", "values")
 
-    def __init__(
-        self, entity: EntityKey, time_us: int, offset: int, values: tuple[Value, ...], counts: bool
-    ) -> None:
+    def __init__(self, entity: EntityKey, time_us: int, offset: int, values: tuple[Value, ...], counts: bool) -> None:
         self.entity = entity
         self.time_us = time_us
         self.offset = offset

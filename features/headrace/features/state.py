@@ -290,7 +290,7 @@ class EntityState:
         result: list[FeatureValue] = []
         for reader in self.layout.readers:
             kind = reader[0]
-            if kind == _SUM or kind == _BAGS:
+            if kind in (_SUM, _BAGS):
                 result.append(self._aggregated(reader))
             elif kind == _NEWEST:
                 result.append(None if self.latest is None else _readable(reader[1], self.latest.values[reader[2]]))
@@ -308,7 +308,8 @@ class EntityState:
         else:
             track = self.tracks[place]
             sums = track.totals[window]
-        return read(sums[start:end])
+        value: FeatureValue = read(sums[start:end])
+        return value
 
     def encode(self) -> bytes:
         """The bytes that the store keeps beside the features."""

@@ -9,7 +9,6 @@ A hot module: Cython compiles it with the types of tiles.pxd.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -52,7 +51,19 @@ class Track:
     totals[w]: sums of window w as of the last ``advance``. ``add`` may come at any time; what lies in no window any more is dropped.
     """
 
-    __slots__ = ("_first", "_floor", "_future", "_high", "_hop_us", "_lengths_us", "_low", "_packed", "_slots", "_tiles", "totals")
+    __slots__ = (
+        "_first",
+        "_floor",
+        "_future",
+        "_high",
+        "_hop_us",
+        "_lengths_us",
+        "_low",
+        "_packed",
+        "_slots",
+        "_tiles",
+        "totals",
+    )
 
     def __init__(self, plan: TrackPlan) -> None:
         windows = len(plan.lengths_us)

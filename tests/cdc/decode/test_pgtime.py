@@ -33,6 +33,19 @@ def test_any_time_of_datetime_is_the_same_moment(moment: datetime, offset: int) 
     assert timestamp_us(_printed(moment, zone)) == (zoned - EPOCH) // MICROSECOND
 
 
+@given(moment=st.datetimes(), zone=st.sampled_from(["", "+00", "Z", "+01", "-00:30"]), data=st.data())
+def test_the_quick_path_and_the_thorough_one_agree_on_what_is_nearly_a_time(
+    moment: datetime, zone: str, data: st.DataObject
+) -> None:
+    text = _printed(moment, zone)
+    place = data.draw(st.integers(0, len(text) - 1))
+    text = (
+        text[:place] + data.draw(st.sampled_from("0123456789-:. T+Z٣")) + text[place + data.draw(st.integers(0, 1)) :]
+    )
+    # With a fifth digit of the year, the same moment isn't a usual text any more.
+    assert timestamp_us(text) == timestamp_us("0" + text)
+
+
 @given(day=st.dates())
 def test_a_date_is_its_midnight(day: date) -> None:
     assert timestamp_us(f"{day.year:04}-{day:%m-%d}") == (day - date(1970, 1, 1)).days * 86_400_000_000

@@ -24,7 +24,7 @@ def timestamp_us(text: str) -> int | None:
     can't hold.
     """
     size = len(text)
-    if size in (19, 22, 26, 29) and text[4] == text[7] == "-" and text[13] == text[16] == ":":
+    if 19 <= size <= 29 and text[4] == "-":
         moment = _usual(text, size)
         if moment != _UNUSUAL:
             return moment
@@ -54,8 +54,8 @@ def timestamp_us(text: str) -> int | None:
 
 
 def _usual(text: str, size: int) -> int:
-    """Of ``YYYY-MM-DD HH:MM:SS``, with six digits of a fraction, with ``+00``, or both; _UNUSUAL for anything else, be it a time or not."""
-    if text[10] != " " or (size in (22, 29) and not (text[size - 3] == "+" and text[size - 2] == text[size - 1] == "0")):
+    """Of ``YYYY-MM-DD HH:MM:SS``, also with a fraction, with ``+00`` or ``Z``; _UNUSUAL for anything else, be it a time or not."""
+    if text[7] != "-" or text[13] != ":" or text[16] != ":" or text[10] not in " T":
         return _UNUSUAL
     year = _number(text, 0, 4)
     month = _number(text, 5, 2)
@@ -63,15 +63,23 @@ def _usual(text: str, size: int) -> int:
     hour = _number(text, 11, 2)
     minute = _number(text, 14, 2)
     second = _number(text, 17, 2)
-    fraction = 0
-    if size >= 26:
-        if text[19] != ".":
-            return _UNUSUAL
-        fraction = _number(text, 20, 6)
     # 28: what is left of a month is for the other path, which knows how long each one is. A part that is no number is negative.
-    if not (year > 0 and 1 <= month <= 12 and 1 <= day <= 28 and 0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
+    if year < 1 or month < 1 or month > 12 or day < 1 or day > 28:
         return _UNUSUAL
-    if fraction < 0:
+    if hour < 0 or hour > 23 or minute < 0 or minute > 59 or second < 0 or second > 59:
+        return _UNUSUAL
+    end = 19
+    fraction = 0
+    if size > 19 and text[19] == ".":
+        end = 20
+        unit = 100_000
+        while end < size and "0" <= text[end] <= "9":
+            fraction += (ord(text[end]) - 48) * unit
+            unit //= 10
+            end += 1
+        if end == 20 or end > 26:
+            return _UNUSUAL
+    if end != size and text[end:] not in ("+00", "Z"):
         return _UNUSUAL
     return (_days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second) * 1_000_000 + fraction
 
