@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import importlib.util
 import json
 import os
@@ -33,7 +32,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rig.machine import about, cpu_s, machine, memory_mib
+from rig.machine import about, collect_as_the_program, cpu_s, machine, memory_mib
 from rig.mariadb import connect, program, throwaway
 
 CLIENTS = ("raw", "verbose", "library", "decode", "skip", "log")
@@ -185,7 +184,7 @@ def child(arguments: argparse.Namespace) -> None:
     for module in _IMPORTS[arguments.child == "library"]:
         importlib.import_module(module)  # not of the drain
     if arguments.child != "library":
-        _settle()
+        collect_as_the_program()
     before = memory_mib(os.getpid(), "VmRSS")
     began, cpu = time.perf_counter(), cpu_s(os.getpid())
     if arguments.child == "library":
@@ -197,15 +196,6 @@ def child(arguments: argparse.Namespace) -> None:
     wall_s, cpu_used = time.perf_counter() - began, cpu_s(os.getpid()) - cpu
     peak = memory_mib(os.getpid())
     print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_used, "peak_mib": peak, "growth_mib": round(peak - before, 1)}))
-
-
-def _settle() -> None:
-    """As the program does at its start."""
-    from headrace.cdc.cli import COLLECT_EVERY
-
-    gc.set_threshold(*COLLECT_EVERY)
-    gc.collect()
-    gc.freeze()
 
 
 def _library(port: int, rows: int, start: dict[str, Any]) -> None:

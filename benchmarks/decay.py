@@ -34,7 +34,7 @@ from headrace.features.loading import load_definitions
 from headrace.features.store.base import OnlineStore, ViewWrite
 from headrace.features.store.redis import RedisStore, RedisStoreConfig
 from headrace.features.store.sqlite import SQLiteStore, SQLiteStoreConfig
-from rig.machine import about, machine
+from rig.machine import about, collect_as_the_program, machine
 from store_write import redis_server
 
 START_US = 1_700_000_000_000_000
@@ -111,6 +111,7 @@ async def measure(name: str, store: OnlineStore, entities: int, folder: Path, si
     path.write_text(DEFINITIONS)
     log = MemoryLog()
     watch = Watch(store)
+    collect_as_the_program()
     engine = FeatureEngine(load_definitions(path), lambda: store, log, CollectorRegistry())
     task = asyncio.create_task(engine.run())
     await reached(lambda: engine.status()["views"])

@@ -26,7 +26,6 @@ pg_recvlogical over its whole life, which is longer by a connect (about 10 ms). 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -42,7 +41,7 @@ from typing import Any
 import psycopg
 
 from rig import rivals, workload
-from rig.machine import about, cpu_s, machine, memory_mib, use_uncompiled
+from rig.machine import about, collect_as_the_program, cpu_s, machine, memory_mib, use_uncompiled
 from rig.postgres import throwaway, version
 
 CLIENTS = ("recv", "decode", "log", "decode-pure", "log-pure")
@@ -280,19 +279,10 @@ def _source(arguments: argparse.Namespace) -> Any:
     return PostgresSource("shop", config, {})
 
 
-def _settle() -> None:
-    """As the program does at its start, and once its sources stream."""
-    from headrace.cdc.cli import COLLECT_EVERY
-
-    gc.set_threshold(*COLLECT_EVERY)
-    gc.collect()
-    gc.freeze()
-
-
 async def _decode(arguments: argparse.Namespace) -> tuple[float, float]:
     source = _source(arguments)
     await source.start(None)
-    _settle()
+    collect_as_the_program()
     wall, cpu, count = time.perf_counter(), time.process_time(), 0
     while count < arguments.rows:
         batch = await source.read()
@@ -319,7 +309,7 @@ async def _into_log(arguments: argparse.Namespace) -> tuple[float, float]:
     began = [0.0, 0.0]
 
     def started() -> None:
-        _settle()
+        collect_as_the_program()
         began[:] = [time.perf_counter(), time.process_time()]
 
     capture = Capture(_source(arguments), Normaliser("shop", events), log, CaptureMetrics(CollectorRegistry()))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import random
 import sys
@@ -23,14 +22,13 @@ from typing import Any
 import msgspec
 import uvloop
 
-from rig.machine import about, machine, use_uncompiled
+from rig.machine import about, collect_as_the_program, machine, use_uncompiled
 
 if "--uncompiled" in sys.argv:
     use_uncompiled()
 
 from prometheus_client import CollectorRegistry
 
-from headrace.cdc.cli import COLLECT_EVERY
 from headrace.cdc.event import CustomerEvent, RowPart
 from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.features.engine import FeatureEngine
@@ -96,9 +94,7 @@ async def measure(name: str, store: OnlineStore, folder: Path, count: int, entit
     definitions.write_text(DEFINITIONS)
     made = events(count, entities)
     log = await SQLiteLog.open(folder / "bench.log.db")
-    gc.set_threshold(*COLLECT_EVERY)  # as `headrace run` does
-    gc.collect()
-    gc.freeze()
+    collect_as_the_program()
     try:
         begin, cpu = time.perf_counter(), time.process_time()
         for start in range(0, count, BATCH):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import platform
@@ -53,6 +54,15 @@ def memory_mib(pid: int, field: str = "VmHWM") -> float:
         if line.startswith(f"{field}:"):
             return round(int(line.split()[1]) / 1024, 1)
     return 0.0
+
+
+def collect_as_the_program() -> None:
+    """Set the cycle collector as `headrace` does at its start, and as `headrace run` does once its sources stream."""
+    from headrace.cdc.cli import COLLECT_EVERY  # late: use_uncompiled comes before anything of headrace
+
+    gc.set_threshold(*COLLECT_EVERY)
+    gc.collect()
+    gc.freeze()
 
 
 def use_uncompiled() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import itertools
 import math
 import os
 import struct
@@ -352,3 +354,65 @@ async def test_a_view_with_on_demand_features_is_logged_too(definitions: Path, t
     await log.add(*table.events)
     await run_to_the_end(make_engine([view], MemoryStore(), log, tmp_path / "log"), 60)
     assert logged(tmp_path / "log", view.spec)
+
+
+class GatedStore(MemoryStore):
+    """Its writes wait for a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.is_writing = asyncio.Event()
+
+    async def write(self, writes: Sequence[ViewWrite]) -> None:
+        self.is_writing.set()
+        await self.gate.wait()
+        await super().write(writes)
+
+    async def promote(self, view: ViewSpec) -> None:
+        pass
+
+
+async def test_a_log_that_a_promotion_closes_while_it_waits_to_be_rotated_is_left_alone(
+    definitions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, may_sync = threading.Event(), threading.Event()
+    sync = ViewLog.sync
+
+    def slow_sync(self: ViewLog) -> None:
+        syncing.set()
+        assert may_sync.wait(30)
+        sync(self)
+
+    monkeypatch.setattr(ViewLog, "sync", slow_sync)
+    first, second = (view.spec for view in two_views(definitions))
+    clock = itertools.count(1_700_000_000.0)
+    inner = GatedStore()
+    store = LoggedStore(inner, tmp_path / "log", roll_every_s=0.01, clock=lambda: next(clock))
+    await store.open()
+
+    def a_write(view: ViewSpec, offset: int) -> ViewWrite:
+        values = tuple(None for _ in view.fields)
+        row = EntityWrite((1,), values, START_US, b"state", None)
+        return ViewWrite(view, [row], {}, Checkpoint(view.spec_hash, "g", (offset,), START_US))
+
+    for view in (first, second):
+        assert await store.checkpoint(view) is None
+        await store.write([a_write(view, 1)])
+    assert await asyncio.to_thread(syncing.wait, 30)  # it syncs the first view's, and comes to the second one's next
+    await store.write([a_write(second, 2)])
+    inner.gate.clear()
+    inner.is_writing.clear()
+    writing = asyncio.create_task(store.write([a_write(first, 2)]))
+    await inner.is_writing.wait()
+    promoting = asyncio.create_task(store.promote(second))
+    await asyncio.sleep(0)  # it asks for its turn now, before the one that tends the logs does
+    may_sync.set()
+    async with asyncio.timeout(30):
+        while len(store._turn._waiters or ()) < 2:  # type: ignore[attr-defined]  # the two that wait
+            await asyncio.sleep(0.001)  # the thread tells nobody
+    inner.gate.set()
+    await asyncio.gather(writing, promoting)
+    await store.write([a_write(first, 3)])  # after the tending has had its turn
+    await store.close()  # raises what ended the tending

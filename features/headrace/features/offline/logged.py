@@ -269,7 +269,7 @@ class LoggedStore:
                 for log in list(self._logs.values()):
                     if log.size_bytes and self._clock() - log.opened_s >= self._roll_every_s:
                         async with self._turn:  # between two writes: what is sealed is in the store
-                            if self._is_clean:
+                            if self._is_clean and log.size_bytes:  # a promotion may have closed it meanwhile
                                 log.rotate()
                     await self._on_thread(log.sync)
                     if self._is_clean:

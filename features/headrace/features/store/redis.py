@@ -179,10 +179,12 @@ class RedisStore:
         async with self._client() as client:
             found = await client.hmget(self._names(view).rows, list(row_keys))
         pairs = [None if value is None else unpack_contribution(value) for value in found]
-        return [None if pair is None else Contribution(codec.decode_key(pair[0]), pair[1]) for pair in pairs]
+        prefix = codec.key_prefix
+        return [None if pair is None else Contribution(codec.decode_key(prefix + pair[0]), pair[1]) for pair in pairs]
 
     async def contributions_of(self, view: ViewSpec, key: EntityKey) -> list[tuple[bytes, bytes]]:
-        names, entity = self._names(view), codec_of(view).encode_key(key)
+        names = self._names(view)
+        entity = codec_of(view).encode_key(key)[len(names.prefix) :]
         async with self._client() as client:
             members = await client.zrangebylex(names.of, b"[" + entity, b"(" + _after(entity))
             row_keys = [member[len(entity) :] for member in members]
@@ -199,7 +201,7 @@ class RedisStore:
             found = await client.zrangebyscore(
                 self._names(view).due, "-inf", until_us, start=0, num=limit, withscores=True
             )
-        return [(int(score), codec.decode_key(key)) for key, score in found]
+        return [(int(score), codec.decode_key(codec.key_prefix + key)) for key, score in found]
 
     async def write(self, writes: Sequence[ViewWrite]) -> None:
         if not writes:

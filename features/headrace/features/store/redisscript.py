@@ -34,9 +34,9 @@ _ABSENT: Final = b"-"
 # KEYS   per view: checkpoint, due, rows, of; then the Feast hash of each entity, view by view
 # ARGV   length of the project's name; 1 in the last EVAL of a flush; key TTL in seconds or nothing; number of views
 #        per view: expected checkpoint, new checkpoint, layout
-#        per view: number of fields, the fields; number of entities, and for each "x" (remove) or "s", due, the values;
-#                  number of contributions, and for each its row key and u32le length of entity key, entity key, blob (or
-#                  nothing: remove)
+#        per view: length of what all entity keys begin with, and which the private keys leave out; number of fields, the
+#                  fields; number of entities, and for each "x" (remove) or "s", due, the values; number of contributions,
+#                  and for each its row key and u32le length of entity key, entity key, blob (or nothing: remove)
 # Reply  ok | moved <view> | back <view>
 WRITE: Final = """
 local project, final, ttl, views = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
@@ -62,6 +62,8 @@ end
 local k = 4 * views + 1
 for v = 1, views do
   local due, rows, of = KEYS[4 * v - 2], KEYS[4 * v - 1], KEYS[4 * v]
+  local start = tonumber(ARGV[a]) + 1
+  a = a + 1
   local count = tonumber(ARGV[a])
   local names, row = {}, {}
   for i = 1, count do
@@ -73,7 +75,7 @@ for v = 1, views do
   a = a + 1
   for _ = 1, entities do
     local hash = KEYS[k]
-    local entity = string.sub(hash, 1, -1 - project)
+    local entity = string.sub(hash, start, -1 - project)
     k = k + 1
     if ARGV[a] == 'x' then
       redis.call('HDEL', hash, unpack(names))
@@ -194,6 +196,8 @@ class Names:
         private = f"_hr:{project}:{view.name}:".encode()
         self.checkpoint = private + b"checkpoint"
         """Hash: ``checkpoint`` (JSON array) and ``layout`` (see layout)."""
+        self.prefix = codec_of(view).key_prefix
+        """What all entity keys of the view begin with; in the next three they stand without it."""
         self.due = private + b"due"
         """Sorted set: entity key by due_us."""
         self.rows = private + b"rows"
@@ -201,7 +205,7 @@ class Names:
         self.of = private + b"of"
         """Sorted set, all scores 0: entity key + source row key, for ZRANGEBYLEX. No entity key is another one's start."""
         self.keys = (self.checkpoint, self.due, self.rows, self.of)
-        self.layout = pack_layout(codec_of(view).key_prefix, self.fields)
+        self.layout = pack_layout(self.prefix, self.fields)
         """What a later definition needs to clean up after this one: msgpack [key prefix, [field, ...]]."""
 
 
@@ -241,7 +245,7 @@ def pack_flush(
     chunks = [_Chunk(len(heads))]
     for place, write in enumerate(writes):
         codec = codec_of(write.view)
-        suffix = heads[place].names.project
+        suffix, start = heads[place].names.project, len(heads[place].names.prefix)
         keys: dict[EntityKey, bytes] = {}
         for entity in write.entities:
             key = keys[entity.key] = codec.encode_key(entity.key)
@@ -258,7 +262,8 @@ def pack_flush(
         for row_key, given in write.contributions.items():
             value = b""
             if given is not None:
-                value = pack_contribution(keys.get(given.entity) or codec.encode_key(given.entity), given.blob)
+                key = keys.get(given.entity) or codec.encode_key(given.entity)
+                value = pack_contribution(key[start:], given.blob)
             chunks[-1].add_contribution(place, row_key, value)
             if chunks[-1].is_full():
                 chunks.append(_Chunk(len(heads)))
@@ -281,7 +286,7 @@ class _ViewHead:
         else:
             expected = _UNKNOWN
         self.fence = (expected, encode_checkpoint(write.checkpoint), names.layout)
-        self.fields = (b"%d" % len(self.names.fields), *self.names.fields)
+        self.fields = (b"%d" % len(names.prefix), b"%d" % len(names.fields), *names.fields)
 
 
 class _Chunk:
