@@ -1,9 +1,9 @@
 """How soon a committed row is in the log, and its features are readable, at a steady rate; and what that costs.
 
-    python benchmarks/latency.py [--rate 1000] [--seconds 60] [--line log sqlite redis] [--postgres 18] [--fsync on] [--json]
+    python benchmarks/latency.py [--rate 1000] [--seconds 60] [--line log sqlite redis feast] [--postgres 18] [--fsync on] [--json]
 
 Each line is ``headrace run`` in a process of its own on a throwaway Postgres: ``log`` captures only, ``sqlite`` and ``redis`` also keep a
-view of 5 features fresh. Beside it run a writer (open loop: the load never waits for anybody), a subscriber of GET /v1/stream, and a
+view of 5 features fresh, ``feast`` is ``redis`` read by the stock Feast SDK. Beside it run a writer (open loop: the load never waits for anybody), a subscriber of GET /v1/stream, and a
 prober that polls the newest value of one customer who gets each tenth row. All share one clock.
 
     commit to event     server's commit time, until the subscriber has read the event's last byte. An event is pushed when it is
@@ -47,7 +47,7 @@ from rig.subscriber import ask, connect
 from rig.writer import HOT_CUSTOMER
 from store_write import redis_server
 
-LINES = ("log", "sqlite", "redis")
+LINES = ("log", "sqlite", "redis", "feast")
 _HERE = Path(__file__).resolve().parent
 _HOT_EVERY = 10
 _WARM_UP_S = 3.0
@@ -82,7 +82,9 @@ class Headrace:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         features = (
-            f"features: {{definitions: bench_features.py, project: {_PROJECT}, store: {store}}}\n" if store else ""
+            f"features: {{definitions: bench_features.py, project: {_PROJECT}, store: {store}, feast: feature_store.yaml}}\n"
+            if store
+            else ""
         )
         (folder / "bench_features.py").write_text(_DEFINITIONS)
         (folder / "headrace.yaml").write_text(
@@ -158,7 +160,15 @@ def helper(module: str, *words: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.kill()
 
 
+def register(headrace: Headrace) -> None:
+    """Make a Feast project beside headrace's configuration, with the view in its registry."""
+    command = [Path(sys.executable).with_name("headrace"), "features", "apply", "headrace.yaml"]
+    subprocess.run(command, cwd=headrace.folder, check=True, stdout=subprocess.DEVNULL)
+
+
 def probe_words(folder: Path, line: str, redis_place: str) -> list[str]:
+    if line == "feast":
+        return ["feast", str(folder), f"{_VIEW.name}:seq", "customer_id", str(HOT_CUSTOMER), "0"]
     codec = codec_of(_VIEW)
     key = codec.encode_key((HOT_CUSTOMER,))
     pause = str(_POLL_PAUSE_US)
@@ -168,7 +178,8 @@ def probe_words(folder: Path, line: str, redis_place: str) -> list[str]:
 
 
 def measure(line: str, server: PostgresServer, arguments: argparse.Namespace, redis_place: str) -> dict[str, Any]:
-    store = {"log": None, "sqlite": "{type: sqlite}", "redis": f'{{type: redis, url: "redis://{redis_place}/0"}}'}[line]
+    redis = f'{{type: redis, url: "redis://{redis_place}/0"}}'
+    store = {"log": None, "sqlite": "{type: sqlite}", "redis": redis, "feast": redis}[line]
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="latency-") as name:
         folder = Path(name).resolve()
         with psycopg.connect(server.dsn, autocommit=True) as admin:
@@ -177,6 +188,8 @@ def measure(line: str, server: PostgresServer, arguments: argparse.Namespace, re
         try:
             headrace.start()
             until(lambda: headrace.get("/readyz") is not None, lambda: f"headrace isn't ready\n{headrace.said()}")
+            if line == "feast":
+                register(headrace)
             result = _loaded(headrace, server, arguments, line, redis_place)
             end = json.loads(headrace.get("/v1/status") or b"{}")["log"]["ends"][0]
         finally:
@@ -196,10 +209,12 @@ def _loaded(
         helpers.enter_context(helper("rig.subscriber", "127.0.0.1", str(headrace.port), "latest", str(seen_file)))
         if line != "log":
             helpers.enter_context(helper("rig.prober", *probe_words(folder, line, redis_place), str(probed_file)))
+            until(probed_file.with_suffix(".ready").exists, lambda: "the prober doesn't begin")
         until(seen_file.with_suffix(".ready").exists, lambda: "the subscriber got no answer")
         begin = time.time() + 1.0
         load_s = _WARM_UP_S + arguments.seconds
         words = [server.dsn, "1", str(arguments.rate), str(load_s), str(begin), str(_HOT_EVERY), str(arguments.writers)]
+        words.append(str(arguments.rows))
         with subprocess.Popen(
             [sys.executable, "-m", "rig.writer", *words], stdout=subprocess.PIPE, cwd=_HERE
         ) as writer:
@@ -298,7 +313,7 @@ def _starts(headrace: Headrace, server: PostgresServer, end: int, count: int) ->
 def show(report: dict[str, Any]) -> None:
     print(about(report["machine"]))
     print(
-        f"{report['rate']:,} transactions/s for {report['seconds']} s on each line, fsync {report['fsync']},"
+        f"{report['rate']:,} transactions/s of {report['rows_a_transaction']} row(s) for {report['seconds']} s on each line, fsync {report['fsync']},"
         f" load afterwards {report['load_after']}\n"
     )
     print(f"{'line':8}{'what':20}{'p50 ms':>9}{'p99 ms':>9}{'p99.9':>9}{'max':>9}")
@@ -327,6 +342,7 @@ def show(report: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rate", type=int, default=1000, help="transactions a second (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1, help="of a transaction (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=60, help="of each line, after a warm-up (default: %(default)s)")
     parser.add_argument("--line", nargs="+", choices=LINES, default=list(LINES), help="only these")
     parser.add_argument("--writers", type=int, default=4, help="connections that commit (default: %(default)s)")
@@ -344,12 +360,13 @@ def main() -> None:
         with psycopg.connect(server.dsn, autocommit=True) as admin:
             workload.create(admin)
         redis_place = ""
-        if "redis" in arguments.line:
+        if {"redis", "feast"} & set(arguments.line):
             url = servers.enter_context(redis_server())
             redis_place = url.removeprefix("redis://").removesuffix("/0")
         lines = [measure(line, server, arguments, redis_place) for line in arguments.line]
     report |= {
         "rate": arguments.rate,
+        "rows_a_transaction": arguments.rows,
         "seconds": arguments.seconds,
         "fsync": arguments.fsync,
         "load_after": round(os.getloadavg()[0], 2),
