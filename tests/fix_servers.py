@@ -5,13 +5,14 @@ Default servers must be there: a missing one fails with the line that installs i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,90 @@ class RedisServer:
     def remove(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class RedisCluster:
+    """Three throwaway primaries, and as many replicas as asked for; ``url`` names the first one."""
+
+    def __init__(self, *, replicas: int = 0) -> None:
+        binary, client = shutil.which("redis-server"), shutil.which("redis-cli")
+        if binary is None or client is None:
+            pytest.fail("Redis is needed by the default suite: apt-get install -y --no-install-recommends redis-server")
+        self.folder = Path(tempfile.mkdtemp(prefix="headrace-redis-cluster-"))
+        self.binary = binary
+        self.ports: list[int] = []
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        while len(self.ports) < 3 * (1 + replicas):
+            port = free_port()
+            if port < 55_000 and port not in self.ports:  # its bus listens 10,000 further up
+                self.ports.append(port)
+                self.start(port)
+        places = [f"127.0.0.1:{port}" for port in self.ports]
+        words = [client, "--cluster", "create", *places, "--cluster-replicas", str(replicas), "--cluster-yes"]
+        made = subprocess.run(words, check=False, capture_output=True, text=True)
+        if made.returncode:
+            self.remove()
+            pytest.fail(f"no Redis Cluster: {made.stdout}{made.stderr}")
+        for port in self.ports:
+            self.wait(port, lambda each: each.cluster("info")["cluster_state"] == "ok")
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.ports[0]}"
+
+    def start(self, port: int) -> None:
+        folder = self.folder / str(port)
+        folder.mkdir(exist_ok=True)
+        words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--appendonly", "no"]
+        words += ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--repl-diskless-sync-delay", "0"]
+        self.processes[port] = subprocess.Popen([self.binary, *words], stdout=subprocess.DEVNULL)
+        self.wait(port, lambda each: each.ping())
+
+    def wait(self, port: int, done: Callable[[redis.Redis], object]) -> None:
+        end = time.monotonic() + 30
+        with redis.Redis(port=port, decode_responses=True) as each:
+            while True:
+                with contextlib.suppress(redis.RedisError):
+                    if done(each):
+                        return
+                assert time.monotonic() < end, f"the Redis at port {port} doesn't come so far"
+                time.sleep(0.01)  # a readiness poll of a foreign process
+
+    def flush(self) -> None:
+        for port in self.ports:
+            with redis.Redis(port=port) as each, contextlib.suppress(redis.RedisError):  # a replica refuses
+                each.flushall()
+
+    def keys(self) -> set[bytes]:
+        found: set[bytes] = set()
+        for port in self.ports:
+            with redis.Redis(port=port) as each:
+                found |= set(each.keys())
+        return found
+
+    def kill(self, port: int) -> None:
+        process = self.processes.pop(port)
+        process.kill()
+        process.wait()
+
+    def remove(self) -> None:
+        for port in list(self.processes):
+            self.kill(port)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_server() -> Iterator[RedisCluster]:
+    cluster = RedisCluster()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def redis_cluster(redis_cluster_server: RedisCluster) -> RedisCluster:
+    """The session's cluster, emptied."""
+    redis_cluster_server.flush()
+    return redis_cluster_server
 
 
 @pytest.fixture(scope="session")

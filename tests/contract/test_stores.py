@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite("contract.store_contract")
 
 from contract.store_contract import StoreContract  # rewritten asserts show their values
+from fix_servers import RedisCluster
 from headrace.cdc.config import plugins
 from headrace.features.store.base import OnlineStore
 from headrace.features.store.memory import MemoryStore, MemoryStoreConfig
@@ -51,6 +52,13 @@ class TestRedisInManySmallPieces(TestRedis):
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("headrace.features.store.redisscript.MAX_ARGS", 3)
+
+
+class TestRedisCluster(StoreContract):
+    @pytest.fixture
+    def make(self, redis_cluster: RedisCluster, tmp_path: Path) -> Callable[[str], OnlineStore]:
+        config = RedisStoreConfig(redis_cluster.url, cluster=True)
+        return lambda project: RedisStore.from_config(config, project=project, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

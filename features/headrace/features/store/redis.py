@@ -1,7 +1,7 @@
 """The online store in Redis: Feast's hashes (feast 0.67, ``online_stores/redis.py``), which a stock Feast SDK reads.
 
-Owns connections, errors and the read side; what a flush looks like on the wire is redisscript.py's. Works with one primary
-(with or without replicas); not with Redis Cluster, where the entities of one atomic flush lie on several servers.
+Owns connections, errors and the read side; what a flush looks like on the wire is redisscript.py's. For one primary (with or
+without replicas); in a Redis Cluster, where the entities of one flush lie on several servers, rediscluster.py takes its place.
 
 An entity's hash holds the fields of all views with the same join keys, each view's ``_ts:<view>`` and, private, the engine's
 state in ``_hr:<view>``. Due times, contributions and the checkpoint are in four keys a view that start with ``_hr:<project>:
@@ -63,7 +63,10 @@ _MOVE_CHUNK: Final = 200
 """Hashes that one script moves: some milliseconds."""
 
 _PASSING: Final = frozenset(
-    {"OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"}
+    {
+        *("OOM", "LOADING", "BUSY", "MASTERDOWN", "READONLY", "MISCONF", "NOREPLICAS", "TRYAGAIN", "EXECABORT"),
+        *("CLUSTERDOWN", "MOVED", "ASK"),
+    }
 )
 """Error replies that the server or its operator may end without any change here."""
 
@@ -71,6 +74,10 @@ _CODES: Final[dict[type[Exception], str]] = {
     exceptions.OutOfMemoryError: "OOM",
     exceptions.ReadOnlyError: "READONLY",
     exceptions.ExecAbortError: "EXECABORT",
+    exceptions.ClusterDownError: "CLUSTERDOWN",
+    exceptions.MovedError: "MOVED",
+    exceptions.AskError: "ASK",
+    exceptions.TryAgainError: "TRYAGAIN",
 }
 """Code words that redis-py takes off an error's text."""
 
@@ -88,6 +95,10 @@ class RedisStoreConfig(Section, frozen=True):
             examples=["redis://127.0.0.1:6379/0", "rediss://feeder:${REDIS_PASSWORD}@redis.example.com:6380/0"],
         ),
     ]
+    cluster: Annotated[
+        bool,
+        Meta(description="The server is one of a Redis Cluster, which tells of the others."),
+    ] = False
     key_ttl: Annotated[
         Duration | None,
         Meta(
@@ -100,6 +111,8 @@ class RedisStoreConfig(Section, frozen=True):
         parts = urlsplit(self.url)
         if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path.strip("/")):
             raise ValueError("url must be redis://host:port/db, rediss://host:port/db or unix:///path/of/socket")
+        if self.cluster and (parts.scheme == "unix" or self.database):
+            raise ValueError("a cluster needs redis://host:port or rediss://host:port, and has database 0 alone")
         if self.key_ttl is not None and self.key_ttl.us < 1_000_000:
             raise ValueError("key_ttl must be 1s or more")
 
@@ -145,22 +158,29 @@ class RedisStore:
 
     @classmethod
     def from_config(cls, section: RedisStoreConfig, *, project: str, folder: Path) -> Self:
+        if section.cluster:
+            from headrace.features.store.rediscluster import RedisClusterStore  # late: it is a kind of this one
+
+            return cast("Self", RedisClusterStore(section, project=project))
         return cls(section, project=project)
 
     async def open(self) -> None:
-        if self._pool is not None:
+        if self._client_on_pool is not None:
             raise RuntimeError("the store is open already")
+        self._fence = Fence()
+        try:
+            await self._connect()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _connect(self) -> None:
         pool = _ConnectionPool.from_url(self._config.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         pool.connection_kwargs["decode_responses"] = False  # the URL's parameters can't turn bytes into text
         self._pool = pool
         self._client_on_pool = redis_asyncio.Redis(connection_pool=pool)
-        self._fence = Fence()
-        try:
-            async with self._client() as client:
-                await client.ping()
-        except BaseException:
-            await self.close()
-            raise
+        async with self._client() as client:
+            await client.ping()
 
     async def checkpoint(self, view: ViewSpec) -> Checkpoint | None:
         async with self._client() as client:
@@ -254,6 +274,7 @@ class RedisStore:
                         for hash_key in hashes:
                             pipe.hdel(hash_key, *fields)
                         await pipe.execute()
+            await self._forget(client, view)
             await client.unlink(names.due, names.rows, names.of)
             await client.delete(names.checkpoint)
         self._fence.note(view, None)
@@ -271,8 +292,7 @@ class RedisStore:
                 await client.hset(names.checkpoint, "checkpoint", encode_checkpoint(half_promoted(view, 1)))
                 gone: list[bytes | str] = [str(len(former)), *former, drafts.time]
                 async for hashes in self._scan(client, former_prefix):
-                    if hashes:
-                        await client.eval(CLEAR_FORMER, len(hashes), *hashes, *gone)
+                    await self._on_hashes(client, CLEAR_FORMER, hashes, gone)
                 # What is left of the former rows, and what comes now, are both a later definition's to clean up.
                 fields = list(dict.fromkeys((*former, *names.fields)))
                 marks = {
@@ -280,17 +300,36 @@ class RedisStore:
                     "layout": pack_layout(prefix, fields),
                 }
                 await client.hset(names.checkpoint, mapping=marks)
-            moved_fields = [str(len(former)), *former, str(len(names.fields)), *names.fields, *drafts.fields]
+            moved_fields: list[bytes | str] = [
+                str(len(former)),
+                *former,
+                str(len(names.fields)),
+                *names.fields,
+                *drafts.fields,
+            ]
             async for hashes in self._scan(client, prefix):
                 for start in range(0, len(hashes), _MOVE_CHUNK):
-                    part = hashes[start : start + _MOVE_CHUNK]
-                    await client.eval(MOVE_DRAFT, len(part), *part, *moved_fields)
+                    await self._on_hashes(client, MOVE_DRAFT, hashes[start : start + _MOVE_CHUNK], moved_fields)
+            await self._before_keys_move(client, view)
             keys = (*names.keys, *drafts.keys)
             checkpoint = await client.eval(MOVE_KEYS, len(keys), *keys, names.layout)
         self._fence.note(view, checkpoint)
         self._fence.note(draft, None)
 
+    async def _on_hashes(
+        self, client: Any, script: str, hashes: Sequence[bytes], arguments: Sequence[bytes | str]
+    ) -> None:
+        if hashes:
+            await client.eval(script, len(hashes), *hashes, *arguments)
+
+    async def _forget(self, client: Any, view: ViewSpec) -> None:
+        """Remove what else is kept of a view that is being dropped."""
+
+    async def _before_keys_move(self, client: Any, view: ViewSpec) -> None:
+        """The last step of a promotion comes next."""
+
     async def close(self) -> None:
+        self._client_on_pool = None
         if self._pool is not None:
             pool, self._pool = self._pool, None
             await pool.disconnect()
@@ -344,10 +383,14 @@ class RedisStore:
         """Feast's hash keys of this project that start with the join-key prefix, page by page; some may come twice."""
         project = self.project.encode()
         match = _literal(prefix) + b"*" + _literal(project)
+        async for page in self._pages(client, match):
+            yield [key for key in page if _ends_at(key, len(prefix), prefix) == len(key) - len(project)]
+
+    async def _pages(self, client: Any, match: bytes) -> AsyncIterator[list[bytes]]:
         cursor = 0
         while True:
             cursor, page = await client.scan(cursor, match=match, count=_SCAN_COUNT)
-            yield [key for key in page if _ends_at(key, len(prefix), prefix) == len(key) - len(project)]
+            yield page
             if not cursor:
                 return
 
@@ -355,7 +398,7 @@ class RedisStore:
         """The view's names, made and checked once for each definition. Raises DefinitionError as _check_names does."""
         names = self._names_by_view.get(view.name)
         if names is None or (names.view is not view and names.view != view):
-            names = Names(self.project, view)
+            names = Names(self.project, view, is_in_cluster=self._config.cluster)
             self._check_names(names)
             self._names_by_view[view.name] = names
         return names
@@ -388,7 +431,8 @@ class RedisStore:
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncGenerator[Any]:
         """A client on the pool; its errors become ours."""
-        self._open_pool()
+        if self._client_on_pool is None:
+            raise RuntimeError("the store isn't open")
         async with self._told():
             yield self._client_on_pool
 
@@ -408,7 +452,7 @@ class RedisStore:
             if code in _PASSING:
                 raise StoreError(said, advice="look at the server: memory (maxmemory), disk, role, loading") from error
             raise StoreRefused(said, advice="look whether other programs use headrace's keys on that server") from error
-        except (exceptions.RedisError, OSError) as error:
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise StoreError(
                 f"Redis at {self._config.place} doesn't answer ({type(error).__name__})",
                 advice="check that the server is up and that features.store.url names it",

@@ -38,12 +38,7 @@ _ABSENT: Final = b"-"
 #                  fields; number of entities, and for each "x" (remove) or "s", due, the values; number of contributions,
 #                  and for each its row key and u32le length of entity key, entity key, blob (or nothing: remove)
 # Reply  ok | moved <view> | back <view>
-WRITE: Final = """
-local project, final, ttl, views = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
-local a = 5
-for v = 1, views do
-  local stored = redis.call('HGET', KEYS[4 * v - 3], 'checkpoint')
-  local expected, new = ARGV[a], ARGV[a + 1]
+_FENCE: Final = """
   if stored ~= new then
     if expected ~= '' and stored ~= expected and not (expected == '-' and not stored) then
       return 'moved ' .. v
@@ -57,6 +52,36 @@ for v = 1, views do
       end
     end
   end
+"""
+"""Of view v: may ``new`` replace what is ``stored``, when ``expected`` should be?"""
+
+_CONTRIBUTIONS: Final = """
+  local contributions = tonumber(ARGV[a])
+  a = a + 1
+  for _ = 1, contributions do
+    local source, value = ARGV[a], ARGV[a + 1]
+    a = a + 2
+    local entity = value ~= '' and string.sub(value, 5, 4 + struct.unpack('<I4', value))
+    local old = redis.call('HGET', rows, source)
+    local former = old and string.sub(old, 5, 4 + struct.unpack('<I4', old))
+    if former and former ~= entity then redis.call('ZREM', of, former .. source) end
+    if entity then
+      redis.call('HSET', rows, source, value)
+      if former ~= entity then redis.call('ZADD', of, 0, entity .. source) end
+    elseif old then
+      redis.call('HDEL', rows, source)
+    end
+  end
+"""
+"""From ARGV[a] on, into ``rows`` and ``of``."""
+
+WRITE: Final = f"""
+local project, final, ttl, views = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
+local a = 5
+for v = 1, views do
+  local stored = redis.call('HGET', KEYS[4 * v - 3], 'checkpoint')
+  local expected, new = ARGV[a], ARGV[a + 1]
+{_FENCE}
   a = a + 3
 end
 local k = 4 * views + 1
@@ -65,7 +90,7 @@ for v = 1, views do
   local start = tonumber(ARGV[a]) + 1
   a = a + 1
   local count = tonumber(ARGV[a])
-  local names, row = {}, {}
+  local names, row = {{}}, {{}}
   for i = 1, count do
     names[i] = ARGV[a + i]
     row[2 * i - 1] = ARGV[a + i]
@@ -91,28 +116,44 @@ for v = 1, views do
       a = a + count
     end
   end
-  local contributions = tonumber(ARGV[a])
-  a = a + 1
-  for _ = 1, contributions do
-    local source, value = ARGV[a], ARGV[a + 1]
-    a = a + 2
-    local entity = value ~= '' and string.sub(value, 5, 4 + struct.unpack('<I4', value))
-    local old = redis.call('HGET', rows, source)
-    local former = old and string.sub(old, 5, 4 + struct.unpack('<I4', old))
-    if former and former ~= entity then redis.call('ZREM', of, former .. source) end
-    if entity then
-      redis.call('HSET', rows, source, value)
-      if former ~= entity then redis.call('ZADD', of, 0, entity .. source) end
-    elseif old then
-      redis.call('HDEL', rows, source)
-    end
-  end
+{_CONTRIBUTIONS}
 end
 if final then
   for v = 1, views do
     redis.call('HSET', KEYS[4 * v - 3], 'checkpoint', ARGV[3 * v + 3], 'layout', ARGV[3 * v + 4])
   end
 end
+return 'ok'
+"""
+
+# A flush in a cluster, the part in the view's own slot: all but the entities' hashes, which stand in ``pending`` until the next flush.
+# KEYS   the view's checkpoint, due, rows, of
+# ARGV   expected checkpoint, new checkpoint, layout, pending; number of entities, and for each its key and due or nothing;
+#        contributions as above
+# Reply  ok, and the checkpoint before this one | moved 1 | back 1
+DECIDE: Final = f"""
+local v = 1
+local expected, new = ARGV[1], ARGV[2]
+local stored = redis.call('HGET', KEYS[1], 'checkpoint')
+{_FENCE}
+local due, rows, of = KEYS[2], KEYS[3], KEYS[4]
+local a = 6
+for _ = 1, tonumber(ARGV[5]) do
+  if ARGV[a + 1] == '' then redis.call('ZREM', due, ARGV[a]) else redis.call('ZADD', due, ARGV[a + 1], ARGV[a]) end
+  a = a + 2
+end
+{_CONTRIBUTIONS}
+local former = redis.call('HGET', KEYS[1], 'former') or ''
+if stored ~= new then former = stored or '' end
+redis.call('HSET', KEYS[1], 'checkpoint', new, 'layout', ARGV[3], 'pending', ARGV[4], 'former', former)
+return {{'ok', former}}
+"""
+
+# The last command of a flush on each server of a cluster. KEYS the server's mark. ARGV the checkpoint before, the new one.
+MARK: Final = """
+local stored = redis.call('GET', KEYS[1])
+if stored ~= ARGV[1] and stored ~= ARGV[2] then return 'lost' end
+redis.call('SET', KEYS[1], ARGV[2])
 return 'ok'
 """
 
@@ -170,6 +211,7 @@ for i = 2, 4 do
   redis.call('UNLINK', KEYS[i])
   if redis.call('EXISTS', KEYS[4 + i]) == 1 then redis.call('RENAME', KEYS[4 + i], KEYS[i]) end
 end
+redis.call('HDEL', KEYS[1], 'pending', 'former', 'marks')
 redis.call('HSET', KEYS[1], 'checkpoint', checkpoint, 'layout', ARGV[1])
 redis.call('DEL', KEYS[5])
 return checkpoint
@@ -185,7 +227,8 @@ class Names:
     which no Feast reader asks for). The four private keys start with ``_hr:``, while Feast's start with a key count.
     """
 
-    def __init__(self, project: str, view: ViewSpec) -> None:
+    def __init__(self, project: str, view: ViewSpec, *, is_in_cluster: bool = False) -> None:
+        """is_in_cluster: the private keys of a view and of its draft lie in one slot."""
         self.view = view
         self.project = project.encode()
         self.features = tuple(redis_field(view.name, field.name) for field in view.fields)
@@ -194,6 +237,8 @@ class Names:
         self.state = f"_hr:{view.name}".encode()
         self.fields = (*self.features, self.time, self.state)
         private = f"_hr:{project}:{view.name}:".encode()
+        if is_in_cluster:
+            private = f"_hr:{{{project}:{view.shown}}}:{view.name}:".encode()
         self.checkpoint = private + b"checkpoint"
         """Hash: ``checkpoint`` (JSON array) and ``layout`` (see layout)."""
         self.prefix = codec_of(view).key_prefix
@@ -275,17 +320,20 @@ def pack_flush(
     ]
 
 
+def expected_checkpoint(view: ViewSpec, fence: Fence) -> bytes:
+    """What the scripts take for it."""
+    if not fence.knows(view):
+        return _UNKNOWN
+    known = fence.expected(view)
+    return _ABSENT if known is None else known
+
+
 class _ViewHead:
     """What every EVAL of a flush says of one view."""
 
     def __init__(self, write: ViewWrite, names: Names, fence: Fence) -> None:
         self.names = names
-        if fence.knows(write.view):
-            known = fence.expected(write.view)
-            expected = _ABSENT if known is None else known
-        else:
-            expected = _UNKNOWN
-        self.fence = (expected, encode_checkpoint(write.checkpoint), names.layout)
+        self.fence = (expected_checkpoint(write.view, fence), encode_checkpoint(write.checkpoint), names.layout)
         self.fields = (b"%d" % len(names.prefix), b"%d" % len(names.fields), *names.fields)
 
 
