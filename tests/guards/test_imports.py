@@ -24,7 +24,11 @@ WORDS = ("errors", "event", "position", "config", "decode", "process")
 
 ADAPTERS = {
     "feast": ["features/headrace/features/feast.py"],
-    "redis": ["features/headrace/features/store/redis.py", "sinks/headrace/sinks/redisstream.py"],
+    "redis": [
+        "features/headrace/features/store/redis.py",
+        "features/headrace/features/store/rediscluster.py",
+        "sinks/headrace/sinks/redisstream.py",
+    ],
     "confluent_kafka": ["sinks/headrace/sinks/kafka.py"],
     "nats": ["sinks/headrace/sinks/nats.py"],
     "uvloop": ["cdc/headrace/cdc/app.py"],

@@ -53,6 +53,8 @@ def feature_store_yaml(store: Section, *, project: str, folder: Path, repo: Path
         lines += ["  type: sqlite", f"  path: {json.dumps(str(shown), ensure_ascii=False)}"]
     elif isinstance(store, RedisStoreConfig):
         lines += ["  type: redis", f"  connection_string: {json.dumps(_connection_string(store))}"]
+        if store.cluster:
+            lines.append("  redis_type: redis_cluster")
         if store.key_ttl is not None:
             lines.append(f"  key_ttl_seconds: {store.key_ttl.us // 1_000_000}")
     else:
@@ -204,7 +206,7 @@ def _check(config: Any, path: Path, *, project: str, store: Section, folder: Pat
     if isinstance(store, SQLiteStoreConfig):
         _check_sqlite(online, path, ours=(folder / store.path).resolve())
     elif isinstance(store, RedisStoreConfig):
-        _check_redis(online, path, ours=_own_redis_place(store))
+        _check_redis(online, path, ours=_own_redis_place(store), is_cluster=store.cluster)
     else:
         raise _unreadable(store)
 
@@ -218,13 +220,14 @@ def _check_sqlite(online: Any, path: Path, *, ours: Path) -> None:
         raise _other_store(path, str(theirs), str(ours))
 
 
-def _check_redis(online: Any, path: Path, *, ours: tuple[str, int]) -> None:
+def _check_redis(online: Any, path: Path, *, ours: tuple[str, int], is_cluster: bool) -> None:
     found = _store_type(online)
     if found != "redis":
         raise _other_store(path, found, "redis")
     kind = getattr(online, "redis_type", "redis")
-    if getattr(kind, "value", kind) != "redis":
-        raise _other_store(path, "a Redis cluster or sentinel", "one Redis server")
+    wanted = "redis_cluster" if is_cluster else "redis"
+    if getattr(kind, "value", kind) != wanted:
+        raise _other_store(path, f"of redis_type {getattr(kind, 'value', kind)}", f"redis_type {wanted}")
     theirs = _redis_place(online.connection_string)
     if theirs[1] != ours[1] or (ours[0] and theirs[0] != ours[0]):
         raise _other_store(path, _place_text(theirs), _place_text(ours))
@@ -267,7 +270,9 @@ def _connection_string(store: RedisStoreConfig) -> str:
             "features.store.url names a unix socket, which Feast's Redis store can't use",
             advice="give a redis://host:port URL, or write feature_store.yaml by hand",
         )
-    options = [f"{parts.hostname}:{parts.port or 6379}", f"db={store.database}"]
+    options = [f"{parts.hostname}:{parts.port or 6379}"]
+    if not store.cluster:
+        options.append(f"db={store.database}")
     if parts.scheme == "rediss":
         options.append("ssl=true")
     if parts.username:
