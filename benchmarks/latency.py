@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from redis import Redis
 
 from headrace.cdc.demo.embedded import PostgresServer, free_port
 from headrace.features.encoding import codec_of, redis_field
@@ -52,6 +53,9 @@ _HERE = Path(__file__).resolve().parent
 _HOT_EVERY = 10
 _WARM_UP_S = 3.0
 _POLL_PAUSE_US = 200
+_SDK_PAUSE_US = 2000
+"""A read of the SDK takes half a millisecond of CPU: without a pause it would take a core from everybody else."""
+
 _DEADLINE_S = 30.0
 _PROJECT = "bench"
 _VIEW = ViewSpec("customer_orders", (Field("customer_id", ValueType.INT64),), (Field("seq", ValueType.INT64),), "")
@@ -168,7 +172,7 @@ def register(headrace: Headrace) -> None:
 
 def probe_words(folder: Path, line: str, redis_place: str) -> list[str]:
     if line == "feast":
-        return ["feast", str(folder), f"{_VIEW.name}:seq", "customer_id", str(HOT_CUSTOMER), "0"]
+        return ["feast", str(folder), f"{_VIEW.name}:seq", "customer_id", str(HOT_CUSTOMER), str(_SDK_PAUSE_US)]
     codec = codec_of(_VIEW)
     key = codec.encode_key((HOT_CUSTOMER,))
     pause = str(_POLL_PAUSE_US)
@@ -178,12 +182,14 @@ def probe_words(folder: Path, line: str, redis_place: str) -> list[str]:
 
 
 def measure(line: str, server: PostgresServer, arguments: argparse.Namespace, redis_place: str) -> dict[str, Any]:
-    redis = f'{{type: redis, url: "redis://{redis_place}/0"}}'
-    store = {"log": None, "sqlite": "{type: sqlite}", "redis": redis, "feast": redis}[line]
+    in_redis = f'{{type: redis, url: "redis://{redis_place}/0"}}'
+    store = {"log": None, "sqlite": "{type: sqlite}", "redis": in_redis, "feast": in_redis}[line]
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="latency-") as name:
         folder = Path(name).resolve()
         with psycopg.connect(server.dsn, autocommit=True) as admin:
             admin.execute(f"truncate {workload.TABLE}")
+        if line in ("redis", "feast"):
+            Redis.from_url(f"redis://{redis_place}/0").flushdb()
         headrace = Headrace(folder, server, line, store)
         try:
             headrace.start()
@@ -225,7 +231,9 @@ def _loaded(
             told: list[list[int]] = json.loads(writer.communicate()[0])
         newest = told[-1][0]
         until(lambda: _appended(headrace) >= len(told), lambda: f"not all rows came\n{headrace.said()}")
-        time.sleep(0.5)  # the last event's way to the subscriber and the store
+        if line != "log":
+            until(lambda: _is_applied(headrace), lambda: f"not all rows were applied\n{headrace.said()}")
+        time.sleep(0.5)  # the last event's way to the subscriber and the prober
         status = json.loads(headrace.get("/v1/status") or b"{}")
         memory = {"peak_mib": memory_mib(headrace.pid), "rss_mib": memory_mib(headrace.pid, "VmRSS")}
     seen: list[list[int]] = json.loads(seen_file.read_text())
@@ -241,6 +249,11 @@ def _loaded(
 def _appended(headrace: Headrace) -> int:
     status = json.loads(headrace.get("/v1/status") or b"{}")
     return int(status.get("sources", {}).get("shop", {}).get("appended_rows") or 0)
+
+
+def _is_applied(headrace: Headrace) -> bool:
+    status = json.loads(headrace.get("/v1/status") or b"{}")
+    return bool(status["consumers"]["features"]["offset"] == status["log"]["ends"])
 
 
 def _figures(
