@@ -14,7 +14,7 @@ prober that polls the newest value of one customer who gets each tenth row. All 
     (own)               the freshness that headrace reports of itself, all rows
 
 The server's commit time is taken before its WAL is synced, so a sync of the server's disk is part of the first and last. CPU is that
-of the headrace process with one subscriber attached, while the load runs, in percent of a core. ``start`` is the time from spawning
+of the headrace process with one subscriber attached, while the load runs, in percent of a core; idle: when it is over. ``start`` is the time from spawning
 headrace on an existing log until a subscriber holds an event that was committed while it was down; median of several.
 """
 
@@ -197,6 +197,10 @@ def measure(line: str, server: PostgresServer, arguments: argparse.Namespace, re
             if line == "feast":
                 register(headrace)
             result = _loaded(headrace, server, arguments, line, redis_place)
+            time.sleep(_WARM_UP_S)  # what the load left to do is done
+            at, cpu = time.perf_counter(), cpu_s(headrace.pid)
+            time.sleep(arguments.idle)
+            result["idle_percent"] = round((cpu_s(headrace.pid) - cpu) / (time.perf_counter() - at) * 100, 2)
             end = json.loads(headrace.get("/v1/status") or b"{}")["log"]["ends"][0]
         finally:
             headrace.stop()
@@ -347,7 +351,7 @@ def show(report: dict[str, Any]) -> None:
                 print(f"{line['line']:8}{what:20}{row}")
         polls = f"; the prober polls each {line['poll_us']:.0f} us" if "poll_us" in line else ""
         print(
-            f"{line['line']:8}{line['cpu_percent']} % of a core, {line['rss_mib']} MiB at the end, {line['peak_mib']} at most,"
+            f"{line['line']:8}{line['cpu_percent']} % of a core ({line['idle_percent']} % idle), {line['rss_mib']} MiB at the end, {line['peak_mib']} at most,"
             f" start to event {line['start_s']['median']} s ({line['start_s']['min']}-{line['start_s']['max']}){polls}\n"
         )
 
@@ -358,6 +362,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1, help="of a transaction (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=60, help="of each line, after a warm-up (default: %(default)s)")
     parser.add_argument("--line", nargs="+", choices=LINES, default=list(LINES), help="only these")
+    parser.add_argument("--idle", type=int, default=10, help="seconds without load (default: %(default)s)")
     parser.add_argument("--writers", type=int, default=4, help="connections that commit (default: %(default)s)")
     parser.add_argument("--starts", type=int, default=5, help="starts that are timed (default: %(default)s)")
     parser.add_argument("--postgres", type=int, default=18, help="major version (default: %(default)s)")

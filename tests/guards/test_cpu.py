@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pgoutput_encoder as encode
 from fix_wire import pure
 from headrace.cdc.config import EventConfig
-from headrace.cdc.event import Change
+from headrace.cdc.event import Change, CustomerEvent
 from headrace.cdc.log import codec
 from headrace.cdc.process.normalise import Normaliser
+from headrace.features import kernel as feature_kernel
+from headrace.features.compiled import CompiledView
+from headrace.features.loading import load_definitions
+from headrace.features.rows import RowReader
+from headrace.features.spec import EntityKey
+from headrace.features.state import EntityState
+from headrace.features.store.base import Contribution
 from headrace.sinks import envelope
+from headrace.sinks.awscredentials import CredentialSource
+from headrace.sinks.personalize import InteractionMapping, PersonalizeConfig, PersonalizeSink
+from headrace.sinks.personalizemodel import PATHS, request_body
+from headrace.sinks.sigv4 import Credentials, Signer
 
 ROWS = 2000
 ROUNDS = 9
@@ -28,6 +40,9 @@ NORMALISED = 5.0
 PACKED = 1.0
 UNPACKED = 2.5
 ENVELOPE = 15.0
+FEATURES = 16.0
+FEATURES_PURE = 55.0
+INTERACTION = 30.0
 COLUMNS = [
     ("id", 20, -1, True), ("customer_id", 20, -1, False), ("total", 1700, -1, False), ("status", 25, -1, False),
     ("note", 25, -1, False), ("quantity", 23, -1, False), ("placed_at", 1184, -1, False), ("details", 3802, -1, False),
@@ -94,3 +109,65 @@ def test_a_row_normalised_packed_and_made_an_envelope() -> None:
     blob = codec.frame(codec.pack(events))
     held("unpacking from the log", ratio(lambda: codec.unframe(blob)), UNPACKED)
     held("a CloudEvents envelope", ratio(lambda: [envelope.encode("cloudevents", event) for event in events]), ENVELOPE)
+
+
+FEATURE_DEFINITIONS = """
+from headrace.features import *
+customer = Entity("customer", join_keys={"customer_id": Int64})
+orders = FeatureView("orders", entity=customer, source=Table("public.orders"), event_time="placed_at", features=[
+    count(over=["1h", "1d", "7d"], name="n"), sum_("total", Float64, over=["1h", "1d", "7d"], name="total"), mean("total", over=["1h", "1d", "7d"], name="mean"),
+])
+"""
+
+
+def through_the_kernel(view: CompiledView, events: list[CustomerEvent]) -> int:
+    """Rows of 100 entities, in batches of 500: the entities written."""
+    kernel, reader = feature_kernel.ViewKernel(view), RowReader(view)
+    states: dict[EntityKey, EntityState] = {}
+    kept: dict[bytes, Contribution | None] = {}
+    written = 0
+    for start in range(0, len(events), 500):
+        batch = kernel.batch()
+        now_us = events[start].committed_us
+        for offset, event in enumerate(events[start : start + 500], start):
+            assert event.row is not None
+            change = reader.read(event, event.row, offset, now_us)
+            assert change is not None
+            batch.changes.append(change)
+        batch.resolve({key: kept.get(key) for key in batch.wanted_rows()})
+        batch.apply({key: states[key] for key in batch.wanted_entities() if key in states})
+        writes, contributions = batch.finish(now_us)
+        states.update(batch.states())
+        kept.update(contributions)
+        written += len(writes)
+    return written
+
+
+def test_a_row_through_the_feature_kernel(tmp_path: Path) -> None:
+    definitions = tmp_path / "definitions.py"
+    definitions.write_text(FEATURE_DEFINITIONS)
+    (view,) = load_definitions(definitions)
+    normaliser = Normaliser("shop", {"public.orders": EventConfig(key="customer_id")})
+    events = normaliser.events(decoded(pure, frames()), 1)
+    assert through_the_kernel(view, events) == 4 * 100
+    is_compiled = not str(feature_kernel.__file__).endswith(".py")
+    held("features", ratio(lambda: through_the_kernel(view, events)), FEATURES if is_compiled else FEATURES_PURE)
+
+
+def test_an_interaction_as_a_signed_request() -> None:
+    mapping = InteractionMapping(item_id="{properties.id}", value="{properties.total:number}")
+    config = PersonalizeConfig(region="eu-west-1", tracking_id="t", events=(mapping,))
+    sink = PersonalizeSink(config, CredentialSource(None, ""))
+    signer = Signer("personalize-events.eu-west-1.amazonaws.com", "eu-west-1", "personalize")
+    credentials = Credentials("AKIDEXAMPLE", "not-a-key", "")
+    normaliser = Normaliser("shop", {"public.orders": EventConfig(key="customer_id")})
+    events = normaliser.events(decoded(pure, frames()), 1)
+
+    def requests() -> None:
+        for event in events:
+            item = sink.prepare(event, 0, event.key)
+            assert item is not None
+            body = request_body("events", item.payload[0], [item.payload[1]])
+            signer.headers(credentials, PATHS["events"], body, 1_700_000_000.0)
+
+    held("an interaction, signed", ratio(requests), INTERACTION)

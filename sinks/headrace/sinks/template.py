@@ -273,6 +273,15 @@ _FILTERS: Final = ("number", *_TEXTS)
 
 
 def _reader(name: str, keys: list[str]) -> Reader:
+    if name in _PARTS and len(keys) == 1:
+        key = keys[0]
+
+        def field(subject: Subject) -> Any:
+            part = subject.part(name)
+            value = cast("dict[str, Any]", part).get(key) if isinstance(part, dict) else None
+            return MISSING if value is None else value
+
+        return field
     if name in _PARTS:
 
         def walk(subject: Subject) -> Any:
