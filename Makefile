@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint types format bench bench-rivals crash campaign docs build clean
+.PHONY: help demo test matrix lint types format bench bench-rivals figures crash campaign docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -48,6 +48,12 @@ bench-rivals: ## the drain of Postgres beside Debezium and others, installed int
 	@.ci/rivals.sh
 	@.venv/bin/python benchmarks/postgres_drain.py --rivals $(ARGS)
 
+figures: ## measure what the README shows, beside Debezium, Feast and others, and write its plot and table; minutes
+	@.ci/servers.sh
+	@.ci/venv.sh test
+	@.ci/rivals.sh
+	@.venv/bin/python .ci/figures.py --measure
+
 crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/servers.sh
 	@.ci/venv.sh test
@@ -62,6 +68,7 @@ docs: ## write the generated pages of docs/ anew
 	@.venv/bin/headrace schema --markdown > build/configuration.md && mv build/configuration.md docs/configuration.md
 	@.venv/bin/headrace schema --types > build/types.md && mv build/types.md docs/types.md
 	@.venv/bin/python .ci/windowplot.py docs/window.svg
+	@.venv/bin/python .ci/figures.py
 
 build: ## wheel and source package in dist/
 	@.ci/venv.sh test
