@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from features.test_engine import run_to_the_end
 from features.test_feature_log import RecordingStore, bits, make_engine
 from fix_features import MINUTE_US, SECOND_US, START_US, SlicedLog, row_event, text_of
 from headrace.cdc.cli import main
-from headrace.cdc.errors import DefinitionError
+from headrace.cdc.errors import DefinitionError, StoreRefused
 from headrace.features.compiled import CompiledView
 from headrace.features.loading import load_definitions
+from headrace.features.offline import manycores
 from headrace.features.offline.backfill import backfill
 from headrace.features.offline.logged import LoggedStore
 from headrace.features.store.memory import MemoryStore
@@ -319,3 +322,58 @@ def test_changes_of_one_moment_go_in_the_order_given(views: dict[str, CompiledVi
     backfill(views["orders"], str(tmp_path / "past.parquet"), folder=None, out=out, at="at", op="op", key=["id"])
     first = pq.read_table(out).to_pylist()[0]
     assert (first["ever"], first["status"]) == (1, "open"), "all but the last row ended as void"
+
+
+def test_on_several_cores_the_rows_are_the_same(
+    views: dict[str, CompiledView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in past(86, 400) if row["op"] == "insert"]
+    for row in rows:
+        row["created_at"] = row["at"]
+    source = tmp_path / "past.parquet"
+    write_rows(source, rows)
+    view, one, many = views["orders"], tmp_path / "one.parquet", tmp_path / "many.parquet"
+    single = backfill(view, str(source), folder=None, out=one)
+    monkeypatch.setattr("headrace.features.offline.backfill._ROWS_A_CORE", 10)
+    told: list[tuple[int, int]] = []
+    result = backfill(
+        view,
+        str(source),
+        folder=None,
+        out=many,
+        cores=3,
+        definitions=tmp_path / "shop_features.py",
+        tell=lambda done, of: told.append((done, of)),
+    )
+    assert (result.rows, result.written, result.late) == (single.rows, single.written, single.late)
+    assert told[-1][1] == single.rows
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    query = "select count(*) from (from '{}' except all from '{}')"
+    connection = duckdb.connect()
+    for first, second in ((one, many), (many, one)):
+        assert connection.execute(query.format(first, second)).fetchone() == (0,)
+
+
+def test_what_goes_wrong_in_another_process_is_told_as_here(
+    views: dict[str, CompiledView], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.features.offline.backfill._ROWS_A_CORE", 10)
+    source = tmp_path / "past.parquet"
+    write_rows(source, [row | {"created_at": row["at"]} for row in past(87, 100) if row["op"] == "insert"])
+    broken = tmp_path / "broken.py"
+    broken.write_text("from headrace.features import *\nnot python")
+    out = tmp_path / "out.parquet"
+    with pytest.raises(DefinitionError, match=r"broken\.py:2"):
+        backfill(views["orders"], str(source), folder=None, out=out, cores=2, definitions=broken)
+    assert not out.exists()
+
+
+def die(share: manycores.Share, tell: object) -> manycores.Counted:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("never here")
+
+
+def test_a_process_that_is_killed_is_told_with_the_cure(tmp_path: Path) -> None:
+    share = manycores.Share(tmp_path, "orders", tmp_path, "", (), 0, 2, 0, 1, tmp_path / "out.parquet")
+    with pytest.raises(StoreRefused, match="ended from outside"):
+        list(manycores.run(die, [share], lambda done: None))

@@ -11,9 +11,9 @@ A new backfill replaces it; a changed definition retires it with the rest.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ import msgspec
 
 from headrace.cdc.errors import StoreRefused
 from headrace.features.compiled import CompiledView
+from headrace.features.loading import load_definitions
+from headrace.features.offline import manycores
 from headrace.features.offline.journal import Flush, LoggedRow
 from headrace.features.offline.pastrows import PastRows
 from headrace.features.offline.reading import attach, connect
@@ -37,6 +39,8 @@ NOT_LOGGED: Final = -1
 
 _DECAY_SLICE: Final = 10_000
 _TELL_EVERY: Final = 1_000
+_ROWS_A_CORE: Final = 10_000
+"""Fewer aren't worth a process: its start takes a second."""
 
 
 class Backfilled(msgspec.Struct):
@@ -80,8 +84,12 @@ def backfill(
     op: str = "",
     tell: Callable[[int, int], None] = lambda done, of: None,
     rows_a_part: int = 200_000,
+    cores: int = 1,
+    definitions: Path | None = None,
 ) -> Backfilled:
     """Write the result to ``out``, or else into the view's folder of the feature log. tell: rows done, of how many.
+
+    cores: at most; with more than one, definitions is the file that the view was loaded from. With ``op`` one core does it all.
 
     Raises DefinitionError: rows, columns or the log can't be used; StoreRefused: the file can't be written.
     """
@@ -98,8 +106,12 @@ def backfill(
         result.without_time = past.without_time
         result.first_us, result.until_us = past.first_us, until_us
         with SegmentWriter(out, view.spec) as writer:
-            for number in range(past.parts):
-                asyncio.run(_part(view, past, number, until_us, writer, result, tell))
+            cores = min(cores, past.rows // _ROWS_A_CORE)
+            if cores > 1 and definitions is not None and not op:
+                _on_cores(cores, definitions, view, past, at, key, result, writer, tell)
+            else:
+                counted = _parts(view, past, range(past.parts), until_us, writer, lambda done: tell(done, past.rows))
+                result.unreadable, result.late = counted.unreadable, counted.late
         result.written = writer.rows
     except OSError as error:
         raise StoreRefused(
@@ -110,20 +122,85 @@ def backfill(
     return result
 
 
+def _on_cores(
+    cores: int,
+    definitions: Path,
+    view: CompiledView,
+    past: PastRows,
+    at: str,
+    key: Sequence[str],
+    result: Backfilled,
+    writer: SegmentWriter,
+    tell: Callable[[int, int], None],
+) -> None:
+    parts = cores * -(-past.parts // cores)
+    with tempfile.TemporaryDirectory(prefix="headrace-backfill-") as name:
+        folder = Path(name)
+        past.keep(folder / "rows.duckdb")
+        shares = [
+            manycores.Share(
+                definitions,
+                view.spec.name,
+                folder / "rows.duckdb",
+                at,
+                tuple(key),
+                result.until_us,
+                parts,
+                first,
+                cores,
+                folder / f"{first}.parquet",
+            )
+            for first in range(cores)
+        ]
+        for path, counted in manycores.run(carry_out, shares, lambda done: tell(done, past.rows)):
+            writer.copy(path)
+            result.unreadable += counted.unreadable
+            result.late += counted.late
+
+
+def carry_out(share: manycores.Share, tell: Callable[[int], None]) -> manycores.Counted:
+    """One share of the parts, in a process of its own."""
+    view = next(each for each in load_definitions(share.definitions) if each.spec.name == share.view)
+    past = PastRows(view, "", at=share.at, key=share.key, until_us=share.until_us, parts=share.parts, kept=share.kept)
+    try:
+        with SegmentWriter(share.out, view.spec) as writer:
+            counted = _parts(view, past, range(share.first, share.parts, share.step), share.until_us, writer, tell)
+        counted.written = writer.rows
+    finally:
+        past.close()
+    return counted
+
+
+def _parts(
+    view: CompiledView,
+    past: PastRows,
+    numbers: Iterable[int],
+    until_us: int,
+    writer: SegmentWriter,
+    tell: Callable[[int], None],
+) -> manycores.Counted:
+    counted = manycores.Counted()
+    done = 0
+    for number in numbers:
+        done = asyncio.run(_part(view, past, number, until_us, writer, counted, tell, done))
+    return counted
+
+
 async def _part(
     view: CompiledView,
     past: PastRows,
     number: int,
     until_us: int,
     writer: SegmentWriter,
-    result: Backfilled,
-    tell: Callable[[int, int], None],
-) -> None:
+    counted: manycores.Counted,
+    tell: Callable[[int], None],
+    done: int,
+) -> int:
+    """Rows done after it."""
     store = MemoryStore()
     await store.open()
     line = _Line(view, store, writer)
     await line.worker.begin(0, 0)
-    done = (number * past.rows) // past.parts
     waiting: list[RowChange] = []
     for change in past.part(number):
         if waiting and change.now_us != waiting[0].now_us:
@@ -132,16 +209,16 @@ async def _part(
         waiting.append(change)
         done += 1
         if done % _TELL_EVERY == 0:
-            tell(done, past.rows)
+            tell(done)
     if waiting:
         await line.apply(waiting)
     await line.decay_until(until_us)
     counts = line.worker.kernel.counts
-    result.unreadable += counts.unreadable
-    result.late += counts.late
-    with contextlib.suppress(ZeroDivisionError):
-        tell((number + 1) * past.rows // past.parts, past.rows)
+    counted.unreadable += counts.unreadable
+    counted.late += counts.late
+    tell(done)
     await store.close()
+    return done
 
 
 class _Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -64,6 +65,9 @@ def configure(actions: Any) -> None:
     past.add_argument("--op", default="", metavar="COLUMN", help="insert, update or delete (default: all are inserts)")
     past.add_argument("--key", nargs="+", default=[], metavar="COLUMN", help="the rows' primary key; needed with --op")
     past.add_argument("--out", type=Path, metavar="FILE", help="a Parquet file to write in place of the feature log")
+    past.add_argument(
+        "--cores", type=int, default=os.cpu_count() or 1, metavar="N", help="processes at most (default: all cores)"
+    )
     past.add_argument("--json", action="store_true", help="one JSON object, for machines")
 
 
@@ -109,6 +113,8 @@ def _backfill(config: Config, section: FeaturesConfig, views: Sequence[CompiledV
             at=arguments.at,
             key=arguments.key,
             op=arguments.op,
+            cores=arguments.cores,
+            definitions=config.path(section.definitions),
             tell=lambda done, of: bar.update(task, completed=done, total=of),
         )
     if arguments.json:

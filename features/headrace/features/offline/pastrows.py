@@ -46,7 +46,8 @@ class PastRows:
     """The rows of a view, oldest first, in parts whose entities are their own.
 
     at: column of the time at which a row became known. key: columns that tell rows apart, needed with op. op: column that says insert, update
-    or delete (also c, r, u, d); without it each row is an insert. until_us: rows from then on are left out.
+    or delete (also c, r, u, d); without it each row is an insert. until_us: rows from then on are left out. parts: how many, in place of
+    rows_a_part. kept: where ``keep`` has put the rows, in place of a source.
     Raises DefinitionError: the query fails, or a column is missing or of a type that can't be a time.
     """
 
@@ -60,27 +61,34 @@ class PastRows:
         op: str = "",
         until_us: int | None = None,
         rows_a_part: int = 200_000,
+        parts: int = 0,
+        kept: Path | None = None,
     ) -> None:
         self._view = view
         self._connection = connect()
+        table = "past"
         self._error: type[Exception] = error_type()
         self._op = op
         try:
-            self._connection.execute(f"create temp table past as {relation_of(source, '--rows')}")
-            self._types = {row[0]: str(row[1]) for row in self._connection.execute("describe past").fetchall()}
+            if kept is None:
+                self._connection.execute(f"create temp table past as {relation_of(source, '--rows')}")
+            else:
+                self._connection.execute(f"attach {quoted_text(str(kept))} as kept (read_only)")
+                table = "kept.past"
+            self._types = {row[0]: str(row[1]) for row in self._connection.execute(f"describe {table}").fetchall()}
         except self._error as error:
             raise _misread(error) from error
         self._at = self._find_time(at)
         self._key = self._find_key(key)
         where = "true" if until_us is None else f"{self._time(self._at)} < {until_us}"
         try:
-            counted = f"select count(*) filter ({where}), count(*), min({self._time(self._at)}), count({quoted(self._at)}) from past"
+            counted = f"select count(*) filter ({where}), count(*), min({self._time(self._at)}), count({quoted(self._at)}) from {table}"
             self.rows, self.all_rows, self.first_us, timed = self._connection.execute(counted).fetchone()
         except self._error as error:
             raise _misread(error) from error
         self.without_time = self.all_rows - timed
         # With updates a row may go from one entity to another: then they can't be told apart beforehand.
-        self.parts = 1 if op else max(1, math.ceil(self.rows / rows_a_part))
+        self.parts = 1 if op else parts or max(1, math.ceil(self.rows / rows_a_part))
         entity = ", ".join(quoted(self._column(view.columns[index])) for index, _ in view.entity)
         part = f" and hash({entity}) % {self.parts} = ?" if entity and self.parts > 1 else " and ? is not null"
         columns = [self._value(self._column(name)) for name in view.columns]
@@ -89,7 +97,7 @@ class PastRows:
         # Of one moment in the order given: an insert and the update behind it may have the same time.
         order = f"{self._time(self._at)}, rowid"
         selected = ", ".join([self._time(self._at), *told, *keys, *columns])
-        self._query = f"select {selected} from past where {where}{part} order by {order}"
+        self._query = f"select {selected} from {table} where {where}{part} order by {order}"
 
     def part(self, number: int) -> Iterator[RowChange]:
         """The changes of one part; offset counts them. Raises DefinitionError."""
@@ -101,6 +109,15 @@ class PastRows:
                 for at_us, op, *values in rows:
                     yield self._change(place, at_us, op, values[:keys], values[keys:])
                     place += 1
+        except self._error as error:
+            raise _misread(error) from error
+
+    def keep(self, path: Path) -> None:
+        """Put the rows into a DuckDB file, for other processes. Raises DefinitionError."""
+        try:
+            self._connection.execute(f"attach {quoted_text(str(path))} as kept")
+            self._connection.execute("create table kept.past as select * from past order by rowid")
+            self._connection.execute("detach kept")
         except self._error as error:
             raise _misread(error) from error
 

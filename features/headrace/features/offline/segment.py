@@ -122,6 +122,14 @@ class SegmentWriter:
         if self._waiting >= _CHUNK_ROWS:
             self._put()
 
+    def copy(self, path: Path) -> None:
+        """Add the rows of another file of the same view. Raises OSError."""
+        _, parquet = libraries()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_CHUNK_ROWS):
+                self._writer.write_batch(batch)
+            self.rows += file.metadata.num_rows
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             self._put()
