@@ -36,6 +36,8 @@ for name in "${names[@]}"; do
             feature_reads) short=(--rows 2000 --requests 20 --rounds 1) ;;
             sink_latency) short=(--seconds 5 --down 10) ;;
             whole_line) short=(--events 30000) ;;
+            backfill) short=(--rows 30000) ;;
+            personalize_calls) short=(--calls 3000 --rounds 1) ;;
             decay) short=(--entities 5000) ;;
             fanout) short=(--events 50000 --seconds 3) ;;
             delivery) short=(--events 50000) ;;

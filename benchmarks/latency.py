@@ -57,6 +57,9 @@ _SDK_PAUSE_US = 2000
 """A read of the SDK takes half a millisecond of CPU: without a pause it would take a core from everybody else."""
 
 _DEADLINE_S = 30.0
+_PARTS = 20
+"""Of a run, each with its own quantiles and memory: how steady it is."""
+
 _PROJECT = "bench"
 _VIEW = ViewSpec("customer_orders", (Field("customer_id", ValueType.INT64),), (Field("seq", ValueType.INT64),), "")
 
@@ -230,7 +233,10 @@ def _loaded(
         ) as writer:
             time.sleep(begin + _WARM_UP_S - time.time())
             at, cpu = time.perf_counter(), cpu_s(headrace.pid)
-            time.sleep(arguments.seconds - 0.2)
+            rss: list[float] = []
+            for part in range(1, _PARTS + 1):
+                time.sleep(max(0.0, at + (arguments.seconds - 0.2) * part / _PARTS - time.perf_counter()))
+                rss.append(memory_mib(headrace.pid, "VmRSS"))
             percent = (cpu_s(headrace.pid) - cpu) / (time.perf_counter() - at) * 100
             told: list[list[int]] = json.loads(writer.communicate()[0])
         newest = told[-1][0]
@@ -247,6 +253,7 @@ def _loaded(
         json.loads(probed_file.read_text()) if line != "log" else None,
         int((begin + _WARM_UP_S) * 1e6),
         status,
+        rss,
     ) | {"line": line, "cpu_percent": round(percent, 1), **memory, "rows": newest}
 
 
@@ -261,7 +268,12 @@ def _is_applied(headrace: Headrace) -> bool:
 
 
 def _figures(
-    told: list[list[int]], seen: list[list[int]], probed: dict[str, Any] | None, since_us: int, status: dict[str, Any]
+    told: list[list[int]],
+    seen: list[list[int]],
+    probed: dict[str, Any] | None,
+    since_us: int,
+    status: dict[str, Any],
+    rss: Sequence[float],
 ) -> dict[str, Any]:
     answered = {row_id: us for row_id, due_us, us in told if due_us >= since_us}
     committed = {row_id: us for row_id, us, _ in seen if row_id in answered}
@@ -274,6 +286,7 @@ def _figures(
         "answer_to_event": quantiles([at - answered[row_id] for row_id, _, at in seen if row_id in answered]),
         "own_commit_to_log": {"p50": source["commit_to_log_p50_ms"], "p99": source["commit_to_log_p99_ms"]},
     }
+    figures["over_time"] = _over_time(seen, since_us, rss)
     if probed is None:
         return figures
     values = [value for value, _ in probed["seen"]]
@@ -290,6 +303,20 @@ def _figures(
         "poll_us": probed["poll_us"],
         "own_commit_to_feature": {"p50": own["p50"], "p99": own["p99"]},
     }
+
+
+def _over_time(seen: Sequence[Sequence[int]], since_us: int, rss: Sequence[float]) -> list[dict[str, float]]:
+    """Commit to event, and memory at the end, of each part of the run."""
+    late = [(us, at - us) for _, us, at in seen if us >= since_us]
+    length_us = (max(us for us, _ in late) + 1 - since_us) / _PARTS
+    parts: list[list[int]] = [[] for _ in range(_PARTS)]
+    for us, took in late:
+        parts[int((us - since_us) / length_us)].append(took)
+    return [
+        {"second": round((part + 1) * length_us / 1e6, 1), **quantiles(times), "rss_mib": memory}
+        for part, (times, memory) in enumerate(zip(parts, rss, strict=True))
+        if times
+    ]
 
 
 def quantiles(times_us: Sequence[int]) -> dict[str, float]:
@@ -349,6 +376,12 @@ def show(report: dict[str, Any]) -> None:
                     for key in ("p50", "p99", "p99.9", "max")
                 )
                 print(f"{line['line']:8}{what:20}{row}")
+        if report["seconds"] >= 300:
+            for part in line["over_time"]:
+                row = "".join(f"{part[key]:>9}" for key in ("p50", "p99", "p99.9", "max"))
+                print(
+                    f"{line['line']:8}{'  until second ' + format(part['second'], '.0f'):20}{row}{part['rss_mib']:>9} MiB"
+                )
         polls = f"; the prober polls each {line['poll_us']:.0f} us" if "poll_us" in line else ""
         print(
             f"{line['line']:8}{line['cpu_percent']} % of a core ({line['idle_percent']} % idle), {line['rss_mib']} MiB at the end, {line['peak_mib']} at most,"

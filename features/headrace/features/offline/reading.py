@@ -29,6 +29,7 @@ def connect() -> Any:
         ) from error
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'")
+    connection.execute("set enable_progress_bar = false")  # it would write between what we write
     return connection
 
 
