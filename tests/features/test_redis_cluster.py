@@ -191,6 +191,13 @@ async def test_a_view_whose_rows_a_server_lost_is_built_anew(definitions: Path, 
     found = await store.checkpoint(view.spec)
     assert found is not None
     assert (found.spec_hash, found.offsets) == (view.spec.spec_hash, (121,))
+    wanted = await everything(store, view.spec)
+    restore(loser, {})
+    again = await store.checkpoint(view.spec)
+    assert again is not None
+    assert again.spec_hash == "", "a second loss is noticed as the first one was"
+    await run_to_the_end(make_engine((view,), store_at(redis_cluster), log), 121)
+    assert await everything(store, view.spec) == wanted
     await store.close()
 
 

@@ -80,18 +80,19 @@ class RedisClusterStore(RedisStore):
     async def checkpoint(self, view: ViewSpec) -> Checkpoint | None:
         names = self._names(view)
         async with self._client() as client:
-            stored, pending, former, marks = await client.hmget(
-                names.checkpoint, "checkpoint", "pending", "former", "marks"
-            )
+            fields = ("checkpoint", "pending", "former", "marks")
+            stored, pending, former, marks = await client.hmget(names.checkpoint, *fields)
             if stored is None:
                 self._fence.note(view, None)
                 return None
             found = decode_checkpoint(view, stored)
-            if pending is not None and not is_half_promoted(found):
-                if marks is not None and not await self._has_all(client, names, _decode_marks(marks), (stored, former)):
-                    found = Checkpoint(spec_hash="", generation=found.generation, offsets=(), log_time_us=0)
-                else:
-                    await self._carry_out(client, names, _decode_pending(pending), stored, None)
+            if is_half_promoted(found):
+                pass  # promote knows what is left to do
+            elif pending is not None and not await self._has_all(client, names, _decode_marks(marks), (stored, former)):
+                found = Checkpoint(spec_hash="", generation=found.generation, offsets=(), log_time_us=0)
+            else:
+                rows = _Pending((), []) if pending is None else _decode_pending(pending)
+                await self._carry_out(client, names, rows, stored, None)
         self._fence.note(view, stored)
         return found
 
@@ -99,11 +100,12 @@ class RedisClusterStore(RedisStore):
         packed: list[tuple[ViewWrite, Names, _Pending, list[bytes]]] = []
         for write in writes:
             names = self._names(write.view)
-            packed.append((write, names, *_packed(write, names, expected_checkpoint(write.view, self._fence))))
+            pending, arguments = _packed(write, names)
+            expected = expected_checkpoint(write.view, self._fence)
+            packed.append((write, names, pending, [expected, _encode(self._marks), *arguments]))
         async with self._client() as client:
-            if (
-                len(writes) > 1
-            ):  # what DECIDE would refuse of one view is found before anything of another one is decided
+            if len(writes) > 1:
+                # What DECIDE would refuse of one view is found before anything of another one is decided.
                 for write, names, _, _ in packed:
                     stored = await client.hget(names.checkpoint, "checkpoint")
                     self._fence.check(write.view, stored, write.checkpoint)
@@ -141,8 +143,6 @@ class RedisClusterStore(RedisStore):
         replies = await pipe.execute()
         if b"lost" in replies:
             raise moved(names.view)
-        if former is None:
-            await client.hset(names.checkpoint, "marks", _encode(self._marks))
 
     async def _has_all(
         self, client: Any, names: Names, tags: Sequence[bytes], wanted: tuple[bytes | None, ...]
@@ -194,8 +194,8 @@ class RedisClusterStore(RedisStore):
                     break
 
 
-def _packed(write: ViewWrite, names: Names, expected: bytes) -> tuple[_Pending, list[bytes]]:
-    """The entities' rows, and what DECIDE is told. Raises StoreRefused for a value or key that doesn't fit its declared type."""
+def _packed(write: ViewWrite, names: Names) -> tuple[_Pending, list[bytes]]:
+    """The entities' rows, and what DECIDE is told of the write. Raises StoreRefused for a value or key that doesn't fit its declared type."""
     codec, start = codec_of(write.view), len(names.prefix)
     rows: list[_Row] = []
     due: list[bytes] = []
@@ -213,7 +213,7 @@ def _packed(write: ViewWrite, names: Names, expected: bytes) -> tuple[_Pending, 
         value = b"" if given is None else pack_contribution(codec.encode_key(given.entity)[start:], given.blob)
         contributions += (row_key, value)
     pending = _Pending(names.fields, rows)
-    arguments = [expected, encode_checkpoint(write.checkpoint), names.layout, _encode(pending), b"%d" % len(rows), *due]
+    arguments = [encode_checkpoint(write.checkpoint), names.layout, _encode(pending), b"%d" % len(rows), *due]
     return pending, [*arguments, b"%d" % len(write.contributions), *contributions]
 
 

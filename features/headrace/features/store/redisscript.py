@@ -128,24 +128,24 @@ return 'ok'
 
 # A flush in a cluster, the part in the view's own slot: all but the entities' hashes, which stand in ``pending`` until the next flush.
 # KEYS   the view's checkpoint, due, rows, of
-# ARGV   expected checkpoint, new checkpoint, layout, pending; number of entities, and for each its key and due or nothing;
+# ARGV   expected checkpoint, marks, new checkpoint, layout, pending; number of entities, and for each its key and due or nothing;
 #        contributions as above
 # Reply  ok, and the checkpoint before this one | moved 1 | back 1
 DECIDE: Final = f"""
 local v = 1
-local expected, new = ARGV[1], ARGV[2]
+local expected, new = ARGV[1], ARGV[3]
 local stored = redis.call('HGET', KEYS[1], 'checkpoint')
 {_FENCE}
 local due, rows, of = KEYS[2], KEYS[3], KEYS[4]
-local a = 6
-for _ = 1, tonumber(ARGV[5]) do
+local a = 7
+for _ = 1, tonumber(ARGV[6]) do
   if ARGV[a + 1] == '' then redis.call('ZREM', due, ARGV[a]) else redis.call('ZADD', due, ARGV[a + 1], ARGV[a]) end
   a = a + 2
 end
 {_CONTRIBUTIONS}
 local former = redis.call('HGET', KEYS[1], 'former') or ''
 if stored ~= new then former = stored or '' end
-redis.call('HSET', KEYS[1], 'checkpoint', new, 'layout', ARGV[3], 'pending', ARGV[4], 'former', former)
+redis.call('HSET', KEYS[1], 'marks', ARGV[2], 'checkpoint', new, 'layout', ARGV[4], 'pending', ARGV[5], 'former', former)
 return {{'ok', former}}
 """
 
