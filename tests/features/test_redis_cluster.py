@@ -244,6 +244,15 @@ async def test_a_stock_feast_sdk_reads_it(store: RedisStore, redis_cluster: Redi
     assert found["clicks_1h"] == [7] * MANY + [None]
 
 
+async def test_a_server_that_is_no_cluster_is_told_as_such(redis_url: str) -> None:
+    store = RedisStore.from_config(
+        RedisStoreConfig(redis_url.removesuffix("/0"), cluster=True), project="shop", folder=Path()
+    )
+    with pytest.raises(StoreError, match="no Redis Cluster answers at 127") as told:
+        await store.open()
+    assert "leave features.store.cluster out" in told.value.advice
+
+
 def test_a_cluster_has_no_databases_and_no_socket() -> None:
     for url in ("redis://127.0.0.1:6379/1", "unix:///tmp/redis.sock"):
         with pytest.raises(ValueError, match="cluster"):

@@ -95,10 +95,6 @@ class RedisStoreConfig(Section, frozen=True):
             examples=["redis://127.0.0.1:6379/0", "rediss://feeder:${REDIS_PASSWORD}@redis.example.com:6380/0"],
         ),
     ]
-    cluster: Annotated[
-        bool,
-        Meta(description="The server is one of a Redis Cluster, which tells of the others."),
-    ] = False
     key_ttl: Annotated[
         Duration | None,
         Meta(
@@ -106,6 +102,10 @@ class RedisStoreConfig(Section, frozen=True):
             " key_ttl_seconds. Take more than the longest window. Default: never."
         ),
     ] = None
+    cluster: Annotated[
+        bool,
+        Meta(description="The server is one of a Redis Cluster, which tells of the others."),
+    ] = False
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)

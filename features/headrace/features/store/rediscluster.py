@@ -20,8 +20,10 @@ from typing import Any, Final
 
 import msgspec
 import redis.asyncio.cluster as redis_cluster
+from redis import exceptions
 from redis.crc import key_slot
 
+from headrace.cdc.errors import StoreError
 from headrace.features.encoding import codec_of, encode_timestamp
 from headrace.features.spec import EntityKey, ViewSpec
 from headrace.features.store.base import Checkpoint, ViewWrite, is_half_promoted
@@ -68,8 +70,16 @@ class RedisClusterStore(RedisStore):
             self._config.url.partition("?")[0], socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
         )
         self._client_on_pool = client
-        async with self._told():
-            await client.initialize()
+        try:
+            async with self._told():
+                await client.initialize()
+        except StoreError as error:
+            if not isinstance(error.__cause__, exceptions.RedisClusterException):
+                raise
+            raise StoreError(
+                f"no Redis Cluster answers at {self._config.place}",
+                advice="check that the server is up and runs in cluster mode; for a Redis by itself leave features.store.cluster out",
+            ) from error
         self._marks = _tags(client)
 
     async def close(self) -> None:
