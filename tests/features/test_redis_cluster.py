@@ -83,13 +83,13 @@ async def test_an_engine_killed_at_any_command_ends_with_the_rows_of_an_undistur
     definitions: Path, redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views = load_definitions(definitions)
-    table = random_life(91, 60)
+    table = random_life(91, 40)
     log = SlicedLog()
-    log.most = 25
+    log.most = 20
     await log.add(*table.events)
     calm = MemoryStore()
     async with running(make_engine(views, calm, log)) as engine:
-        await until(lambda: is_done(engine, 60))
+        await until(lambda: is_done(engine, 40))
     await calm.open()
     wanted = [await everything(calm, view.spec) for view in views]
     number = 0
@@ -98,9 +98,9 @@ async def test_an_engine_killed_at_any_command_ends_with_the_rows_of_an_undistur
         redis_cluster.flush()
         with killed_at(number, monkeypatch) as count:
             with contextlib.suppress(Killed, StoreError):
-                await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 60)  # type: ignore[arg-type]  # any store
+                await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 40)  # type: ignore[arg-type]  # any store
             was_cut = count[0] >= number
-        await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 60)  # type: ignore[arg-type]
+        await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 40)  # type: ignore[arg-type]
         store = store_at(redis_cluster)
         await store.open()
         assert [await everything(store, view.spec) for view in views] == wanted, f"killed at command {number}"
