@@ -108,11 +108,11 @@ async def test_a_failure_at_any_write_or_promotion_ends_in_the_rows_of_an_undist
     views = two_views(definitions)
     log = SlicedLog()
     log.most = 11
-    table = random_life(72, 120)
+    table = random_life(72, 80)
     await log.add(*table.events)
     new = changed(definitions)
     afresh = MemoryStore()
-    await built(afresh, new, log, 120)
+    await built(afresh, new, log, 80)
     wanted = [await all_of(afresh, view.spec) for view in new]
     number = 0
     while True:
