@@ -18,7 +18,6 @@ COMMANDS = {
     "postgres_drain": ["--rivals", "--rows", "200000", "--rounds", "2"],
     "feature_reads": ["--requests", "60", "--rounds", "2"],
 }
-SOAK = ["--rate", "400", "--rows", "5", "--seconds", "900", "--starts", "1", "--line", "redis"]
 BEGIN, END = "<!-- figures: written by .ci/figures.py -->", "<!-- end of figures -->"
 NAMES = {
     "recv": "pg_recvlogical, to /dev/null",
@@ -40,43 +39,6 @@ def measure() -> None:
         command = [sys.executable, f"benchmarks/{name}.py", *words, "--json"]
         done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
         (FIGURES / f"{name}.json").write_bytes(done.stdout)
-
-
-def soak() -> None:
-    command = [sys.executable, "benchmarks/latency.py", *SOAK, "--json"]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    (FIGURES / "soak.json").write_bytes(done.stdout)
-
-
-def draw_soak(report: dict[str, Any]) -> str:
-    """Commit to event and resident memory over the run."""
-    parts = report["lines"][0]["over_time"]
-    whole = parts[-1]["second"]
-    drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 250" font-family="system-ui, sans-serif" font-size="13" role="img"'
-        f' aria-label="latency and memory over {whole:.0f} s at a steady rate">',
-        f'<rect width="{WIDTH}" height="250" fill="#fff"/>',
-    ]
-    panels = (
-        (16, "Commit to event, ms", (("p99.9", OTHERS), ("p99", SOFT), ("p50", OURS))),
-        (496, "Resident memory, MiB", (("rss_mib", OURS),)),
-    )
-    for left, title, series in panels:
-        most = max(part[key] for part in parts for key, _ in series) * 1.15
-        drawn.append(f'<text x="{left}" y="26" fill="{DARK}" font-weight="600">{title}</text>')
-        for share in (0.0, 0.5, 1.0):
-            y = 210 - share * 160
-            drawn.append(f'<path d="M{left + 40} {y}H{left + 400}" stroke="#dde4e7"/>')
-            drawn.append(f'<text x="{left + 34}" y="{y + 4}" fill="{SOFT}" text-anchor="end">{most * share:.0f}</text>')
-        for key, color in series:
-            line = " ".join(
-                f"{left + 40 + part['second'] / whole * 360:.1f},{210 - part[key] / most * 160:.1f}" for part in parts
-            )
-            y = 210 - parts[-1][key] / most * 160 + 4
-            drawn.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-            drawn.append(f'<text x="{left + 406}" y="{y:.1f}" fill="{DARK}">{key.removesuffix("_mib")}</text>')
-        drawn.append(f'<text x="{left + 400}" y="232" fill="{SOFT}" text-anchor="end">{whole:.0f} s</text>')
-    return "\n".join([*drawn, "</svg>", ""])
 
 
 def bars(left: int, width: int, title: str, unit: str, lines: list[tuple[str, float]]) -> list[str]:
@@ -159,12 +121,6 @@ def table(drain: dict[str, Any], reads: dict[str, Any]) -> str:
 def main() -> None:
     if "--measure" in sys.argv:
         measure()
-    if "--soak" in sys.argv:
-        soak()
-    if (FIGURES / "soak.json").exists():
-        (ROOT / "docs" / "soak.svg").write_text(
-            draw_soak(json.loads((FIGURES / "soak.json").read_text())), encoding="utf-8"
-        )
     drain, reads = (json.loads((FIGURES / f"{name}.json").read_text()) for name in COMMANDS)
     (ROOT / "docs" / "rivals.svg").write_text(draw(drain, reads), encoding="utf-8")
     readme = ROOT / "README.md"
