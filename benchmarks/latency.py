@@ -202,7 +202,7 @@ def measure(line: str, server: PostgresServer, arguments: argparse.Namespace, re
             result = _loaded(headrace, server, arguments, line, redis_place)
             time.sleep(_WARM_UP_S)  # what the load left to do is done
             at, cpu = time.perf_counter(), cpu_s(headrace.pid)
-            time.sleep(arguments.idle)
+            time.sleep(arguments.idle)  # what is measured is this very time
             result["idle_percent"] = round((cpu_s(headrace.pid) - cpu) / (time.perf_counter() - at) * 100, 2)
             end = json.loads(headrace.get("/v1/status") or b"{}")["log"]["ends"][0]
         finally:
@@ -235,6 +235,7 @@ def _loaded(
             at, cpu = time.perf_counter(), cpu_s(headrace.pid)
             rss: list[float] = []
             for part in range(1, _PARTS + 1):
+                # To the end of this part of the run, which goes on by itself.
                 time.sleep(max(0.0, at + (arguments.seconds - 0.2) * part / _PARTS - time.perf_counter()))
                 rss.append(memory_mib(headrace.pid, "VmRSS"))
             percent = (cpu_s(headrace.pid) - cpu) / (time.perf_counter() - at) * 100

@@ -30,7 +30,11 @@ MANY = 40
 
 
 def store_at(cluster: RedisCluster) -> RedisStore:
-    return RedisStore.from_config(RedisStoreConfig(cluster.url, cluster=True), project="shop", folder=Path())
+    return RedisStore.from_config(
+        RedisStoreConfig(f"{cluster.url}/0?decode_responses=true&protocol=3", cluster=True),
+        project="shop",
+        folder=Path(),
+    )
 
 
 def write_of(offset: int, keys: Sequence[int] = range(MANY)) -> ViewWrite:
@@ -100,7 +104,7 @@ async def test_an_engine_killed_at_any_command_ends_with_the_rows_of_an_undistur
             with contextlib.suppress(Killed, StoreError):
                 await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 40)  # type: ignore[arg-type]  # any store
             was_cut = count[0] >= number
-        await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 40)  # type: ignore[arg-type]
+        await run_to_the_end(make_engine(views, store_at(redis_cluster), log), 40)  # type: ignore[arg-type]  # any store
         store = store_at(redis_cluster)
         await store.open()
         assert [await everything(store, view.spec) for view in views] == wanted, f"killed at command {number}"

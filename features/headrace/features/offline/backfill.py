@@ -165,7 +165,6 @@ def carry_out(share: manycores.Share, tell: Callable[[int], None]) -> manycores.
     try:
         with SegmentWriter(share.out, view.spec) as writer:
             counted = _parts(view, past, range(share.first, share.parts, share.step), share.until_us, writer, tell)
-        counted.written = writer.rows
     finally:
         past.close()
     return counted

@@ -38,9 +38,8 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct):
-    """written: rows of the share's file. unreadable, late: see Backfilled."""
+    """See Backfilled."""
 
-    written: int = 0
     unreadable: int = 0
     late: int = 0
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import redis.asyncio.cluster as redis_cluster
@@ -66,9 +67,11 @@ class RedisClusterStore(RedisStore):
     """Hash tags, one in a slot of each server."""
 
     async def _connect(self) -> None:
-        client = _RedisCluster.from_url(
-            self._config.url.partition("?")[0], socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
-        )
+        parts = urlsplit(self._config.url)
+        # The URL's parameters (of TLS above all) count, but none can turn bytes into text.
+        kept = [each for each in parts.query.split("&") if not each.startswith("decode_responses=")]
+        url = urlunsplit(parts._replace(query="&".join(kept)))
+        client = _RedisCluster.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
         self._client_on_pool = client
         try:
             async with self._told():

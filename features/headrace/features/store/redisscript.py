@@ -31,13 +31,6 @@ _UNKNOWN: Final = b""
 _ABSENT: Final = b"-"
 """Expected checkpoints besides a real one: this process never looked; there must be none."""
 
-# KEYS   per view: checkpoint, due, rows, of; then the Feast hash of each entity, view by view
-# ARGV   length of the project's name; 1 in the last EVAL of a flush; key TTL in seconds or nothing; number of views
-#        per view: expected checkpoint, new checkpoint, layout
-#        per view: length of what all entity keys begin with, and which the private keys leave out; number of fields, the
-#                  fields; number of entities, and for each "x" (remove) or "s", due, the values; number of contributions,
-#                  and for each its row key and u32le length of entity key, entity key, blob (or nothing: remove)
-# Reply  ok | moved <view> | back <view>
 _FENCE: Final = """
   if stored ~= new then
     if expected ~= '' and stored ~= expected and not (expected == '-' and not stored) then
@@ -75,6 +68,13 @@ _CONTRIBUTIONS: Final = """
 """
 """From ARGV[a] on, into ``rows`` and ``of``."""
 
+# KEYS   per view: checkpoint, due, rows, of; then the Feast hash of each entity, view by view
+# ARGV   length of the project's name; 1 in the last EVAL of a flush; key TTL in seconds or nothing; number of views
+#        per view: expected checkpoint, new checkpoint, layout
+#        per view: length of what all entity keys begin with, and which the private keys leave out; number of fields, the
+#                  fields; number of entities, and for each "x" (remove) or "s", due, the values; number of contributions,
+#                  and for each its row key and u32le length of entity key, entity key, blob (or nothing: remove)
+# Reply  ok | moved <view> | back <view>
 WRITE: Final = f"""
 local project, final, ttl, views = tonumber(ARGV[1]), ARGV[2] == '1', ARGV[3], tonumber(ARGV[4])
 local a = 5
