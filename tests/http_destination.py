@@ -15,7 +15,7 @@ from aiohttp import web
 
 from headrace.cdc.event import CustomerEvent
 from headrace.sinks.http import HttpSink
-from headrace.sinks.httpdefinition import Destination
+from headrace.sinks.httpdefinition import Destination, ItemsConfig
 from headrace.sinks.verdict import Fault, FaultKind, Outcome
 
 Reply = tuple[int, dict[str, str], Any]
@@ -90,6 +90,7 @@ async def keeps_contract(destination: Destination, events: list[CustomerEvent]) 
             **dict.fromkeys(rules.slow_down, FaultKind.THROTTLED),
             **dict.fromkeys(rules.denied, FaultKind.DENIED),
             **dict.fromkeys(rules.split, FaultKind.TOO_LARGE),
+            **dict.fromkeys(rules.partly, FaultKind.BAD_BATCH),
             302: FaultKind.DENIED,
             418: FaultKind.BAD_BATCH,
         }
@@ -105,23 +106,45 @@ async def keeps_contract(destination: Destination, events: list[CustomerEvent]) 
             stub.reply = lambda bodies, status=status: (status, {}, None)
             answer = await sink.send(call, items)
             assert not isinstance(answer, Fault) and answer[0].outcome is Outcome.DELIVERED
+        if rules.codes is not None:
+            of_code = {
+                **dict.fromkeys(rules.codes.retry, FaultKind.OUTAGE),
+                **dict.fromkeys(rules.codes.slow_down, FaultKind.THROTTLED),
+                **dict.fromkeys(rules.codes.denied, FaultKind.DENIED),
+                **dict.fromkeys(rules.codes.split, FaultKind.TOO_LARGE),
+            }
+            for code, kind in of_code.items():
+                for said in (_at_path(rules.codes.path, code), _at_path(rules.codes.path, [code])):
+                    stub.reply = lambda bodies, said=said: (200, {}, said)
+                    answer = await sink.send(call, items)
+                    assert isinstance(answer, Fault) and answer.kind is kind, f"{code}: {answer}"
         if rules.items is not None:
-            entry: dict[str, Any] = {rules.items.index: 1} if rules.items.index else {}
-            if rules.items.id:
-                entry[rules.items.id] = items[1].event.id
-            if rules.items.code:
-                entry[rules.items.code] = 422
-            if rules.items.reason:
-                words: Any = "it is wrong"
-                first, *others = rules.items.reason.split(".")
-                for key in reversed(others):
-                    words = {key: words}
-                entry[first] = words
-            listed: Any = [entry] if rules.items.index or rules.items.id else [{rules.items.code: 200}, entry]
-            for key in reversed(rules.items.path.split(".") if rules.items.path else []):
-                listed = {key: listed}
-            for status in rules.items.statuses:
-                stub.reply = lambda bodies, status=status: (status, {}, listed)
-                answer = await sink.send(call, items[:2])
-                assert not isinstance(answer, Fault)
-                assert [verdict.outcome for verdict in answer] == [Outcome.DELIVERED, Outcome.REFUSED], status
+            others = Outcome.AGAIN if rules.items.others == "again" else Outcome.DELIVERED
+            for listed in _listed(rules.items, items[1].event.id):
+                for status in rules.items.statuses:
+                    stub.reply = lambda bodies, status=status, listed=listed: (status, {}, listed)
+                    answer = await sink.send(call, items[:2])
+                    assert not isinstance(answer, Fault)
+                    first = Outcome.DELIVERED if 200 <= status < 300 else others
+                    assert [verdict.outcome for verdict in answer] == [first, Outcome.REFUSED], status
+
+
+def _listed(items: ItemsConfig, event_id: str) -> list[Any]:
+    """Answers that refuse the second of two events: one for each place where the definition looks."""
+    if items.places:
+        return [_at_path(path.replace("*", "some_field"), [1]) for path in items.places]
+    entry: dict[str, Any] = {items.index: 1} if items.index else {}
+    if items.id:
+        entry[items.id] = event_id
+    if items.code:
+        entry[items.code] = 422
+    if items.reason:
+        first, _, rest = items.reason.partition(".")
+        entry[first] = _at_path(rest, "it is wrong")
+    return [_at_path(items.path, [entry] if items.index or items.id else [{items.code: 200}, entry])]
+
+
+def _at_path(path: str, value: Any) -> Any:
+    for key in reversed(path.split(".") if path else []):
+        value = {key: value}
+    return value

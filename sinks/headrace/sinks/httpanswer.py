@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
 
 from headrace.sinks.base import Item
-from headrace.sinks.httpdefinition import AnswerConfig, ItemsConfig, ReturnsConfig
+from headrace.sinks.httpdefinition import AnswerConfig, CodesConfig, ItemsConfig, ReturnsConfig
 from headrace.sinks.transport import Reply, retry_after_s
 from headrace.sinks.verdict import (
+    AGAIN,
     DELIVERED,
     Answer,
     Fault,
@@ -31,18 +32,14 @@ def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, hos
     """now_s: seconds since 1970, for dates in headers."""
     status = reply.status
     after_s = _after(rules, reply, now_s)
-    if status in rules.slow_down:
-        return Fault(FaultKind.THROTTLED, f"{host} asks to slow down ({status})", after_s)
-    if status in rules.retry:
-        return outage(f"{host} answers {status}", after_s)
-    if status in rules.denied:
-        return Fault(
-            FaultKind.DENIED, f"{host} refuses our credentials ({status}): correct them, or their rights there"
-        )
-    if status in rules.split:
-        return Fault(FaultKind.TOO_LARGE, f"{host} finds a request too large ({status})")
+    fault = None if rules.codes is None else _by_code(rules.codes, reply, host, after_s)
+    fault = fault or _fault(rules, status, str(status), host, after_s)
+    if fault is not None:
+        return fault
     if 300 <= status < 400 and status not in rules.done:
         return Fault(FaultKind.DENIED, f"{host} redirects ({status}): give the URL that it means")
+    if status in rules.partly:
+        return Fault(FaultKind.BAD_BATCH, f"{host} refuses events of a request ({status})")
     is_fine = 200 <= status < 300 or status in rules.done
     if rules.items is not None and status in rules.items.statuses:
         found = _by_item(rules, rules.items, reply, items, is_fine=is_fine)
@@ -51,6 +48,35 @@ def read_answer(rules: AnswerConfig, reply: Reply, items: Sequence[Item], *, hos
     if is_fine:
         return [DELIVERED] * len(items)
     return Fault(FaultKind.BAD_BATCH, f"{host} answers {status}")
+
+
+def _fault(
+    rules: AnswerConfig | CodesConfig, code: int | str, shown: str, host: str, after_s: float | None
+) -> Fault | None:
+    """What a code that is listed means for the whole request; shown: how a reason names it."""
+    if code in rules.slow_down:
+        return Fault(FaultKind.THROTTLED, f"{host} asks to slow down ({shown})", after_s)
+    if code in rules.retry:
+        return outage(f"{host} answers {shown}", after_s)
+    if code in rules.denied:
+        return Fault(FaultKind.DENIED, f"{host} refuses our credentials ({shown}): correct them, or their rights there")
+    if code in rules.split:
+        return Fault(FaultKind.TOO_LARGE, f"{host} finds a request too large ({shown})")
+    return None
+
+
+def _by_code(codes: CodesConfig, reply: Reply, host: str, after_s: float | None) -> Fault | None:
+    """By the first code of the body that is listed; it is in the reason, since the definition knows it: never the body's own words."""
+    try:
+        found = _at(msgspec.json.decode(reply.body), codes.path)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    for code in cast("list[Any]", found) if isinstance(found, list) else (found,):
+        if isinstance(code, int | str):
+            fault = _fault(codes, code, f"{reply.status}, {code}", host, after_s)
+            if fault is not None:
+                return fault
+    return None
 
 
 def with_returned(rules: ReturnsConfig, answer: Answer, body: bytes) -> Answer:
@@ -79,11 +105,16 @@ def returned_part(rules: ReturnsConfig, body: bytes) -> Returned | None:
 def _by_item(
     rules: AnswerConfig, where: ItemsConfig, reply: Reply, items: Sequence[Item], *, is_fine: bool
 ) -> list[Verdict] | None:
-    """None when the answer has no such list. Events that a list of failures doesn't name are delivered."""
+    """None when the answer has no such list. Events that a list of failures doesn't name are delivered, or come again as ``others`` says."""
     try:
         tree = msgspec.json.decode(reply.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    verdicts: list[Verdict] = [DELIVERED if is_fine or where.others == "delivered" else AGAIN] * len(items)
+    if where.places:
+        named = {place for path in where.places for place in _places(tree, path.split(".")) if place < len(items)}
+        named_or_not = [refused("refused") if place in named else verdict for place, verdict in enumerate(verdicts)]
+        return named_or_not if is_fine or named else None
     tree = _at(tree, where.path)
     if not isinstance(tree, list):
         return None
@@ -92,7 +123,6 @@ def _by_item(
         # One entry an event, in order.
         return [_verdict(rules, where, entry) for entry in entries] if len(entries) == len(items) else None
     places = {item.event.id: place for place, item in enumerate(items)} if where.id else {}
-    verdicts: list[Verdict] = [DELIVERED] * len(items)
     is_known = False
     for entry in entries:
         fields = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
@@ -117,6 +147,18 @@ def _verdict(rules: AnswerConfig, where: ItemsConfig, entry: Any) -> Verdict:
     reason = _at(entry, where.reason) if where.reason else None
     words = f"it answers {code}" if code is not None else "refused"
     return refused(f"{words}: {reason}"[:_LONGEST_REASON] if isinstance(reason, str) and reason else words)
+
+
+def _places(tree: Any, path: list[str]) -> Iterator[int]:
+    """The whole numbers of every list at a path."""
+    if not path:
+        if isinstance(tree, list):
+            # bool is an int, and no place.
+            yield from (place for place in cast("list[Any]", tree) if type(place) is int and place >= 0)
+    elif isinstance(tree, dict):
+        fields = cast("dict[str, Any]", tree)
+        for part in fields.values() if path[0] == "*" else (fields.get(path[0]),):
+            yield from _places(part, path[1:])
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -142,6 +142,38 @@ class ItemsConfig(Section, frozen=True):
         400,
         422,
     )
+    places: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="In place of path: dotted paths of lists of bare places, from 0; `*` stands for every key.",
+            examples=[["events_with_invalid_fields.*"]],
+        ),
+    ] = ()
+    others: Annotated[
+        Literal["delivered", "again"],
+        Meta(description="What a refused request (not 2xx) means for the events that it doesn't name."),
+    ] = "delivered"
+
+    def __post_init__(self) -> None:
+        if self.places and (self.path or self.index or self.id or self.code or self.reason):
+            raise ValueError("items needs places, or path and its fields, one of the two")
+
+
+class CodesConfig(Section, frozen=True):
+    """What a code in the answer's body means, whatever its HTTP status; one that isn't listed leaves it to the status."""
+
+    path: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Dotted path of the code in the answer, or of a list of codes.",
+            examples=["error.code"],
+        ),
+    ]
+    retry: Annotated[tuple[int | str, ...], Meta(description="The destination's own trouble.")] = ()
+    slow_down: Annotated[tuple[int | str, ...], Meta(description="Too many requests, or a quota that is used up.")] = ()
+    denied: Annotated[tuple[int | str, ...], Meta(description="It doesn't accept who we are, or what we may do.")] = ()
+    split: Annotated[tuple[int | str, ...], Meta(description="The request is too large.")] = ()
 
 
 class AnswerConfig(Section, frozen=True):
@@ -163,6 +195,13 @@ class AnswerConfig(Section, frozen=True):
     split: Annotated[tuple[Code, ...], Meta(description="The request is too large.")] = (413,)
     retry_after: Annotated[tuple[str, ...], Meta(description="Headers that say when to come again.")] = ("Retry-After",)
     items: ItemsConfig | None = None
+    partly: Annotated[
+        tuple[Code, ...],
+        Meta(
+            description="Some of the request's events were refused, and it isn't read which: they are asked again in halves."
+        ),
+    ] = ()
+    codes: CodesConfig | None = None
 
 
 class ReturnsConfig(Section, frozen=True):
@@ -250,4 +289,13 @@ class HttpConfig(SinkSection, frozen=True, kw_only=True):
             raise ValueError("give definition (a file) or destination, one of the two")
 
 
-__all__ = ["ActionConfig", "AnswerConfig", "AuthConfig", "Destination", "HttpConfig", "ItemsConfig", "ReturnsConfig"]
+__all__ = [
+    "ActionConfig",
+    "AnswerConfig",
+    "AuthConfig",
+    "CodesConfig",
+    "Destination",
+    "HttpConfig",
+    "ItemsConfig",
+    "ReturnsConfig",
+]
