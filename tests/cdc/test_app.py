@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from headrace.cdc import app, config
+from headrace.cdc import app, config, keeping, loop
 from headrace.cdc.app import Application
 from headrace.cdc.config import Config, LogChoice, ServerConfig, SourceChoice
 from headrace.cdc.consumer import Health, Services
@@ -88,7 +88,7 @@ class Process:
         self.stop = asyncio.Event()
         monkeypatch.setattr(config, "plugins", self._plugins)
         monkeypatch.setattr(app, "plugins", self._plugins)
-        monkeypatch.setattr(app, "_FIRST_PAUSE_S", 0.0)
+        monkeypatch.setattr(keeping, "_FIRST_PAUSE_S", 0.0)
 
     def _plugins(self, group: str) -> dict[str, Any]:
         process = self
@@ -217,7 +217,7 @@ async def test_a_failing_consumer_is_started_again_and_disturbs_nobody(process: 
 async def test_a_consumer_that_waits_to_be_tried_again_is_not_ready(
     process: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_FIRST_PAUSE_S", 3600.0)
+    monkeypatch.setattr(keeping, "_FIRST_PAUSE_S", 3600.0)
     process.source()
     process.follower("failing", StoreError("the store doesn't answer"))
     async with process.running() as url:
@@ -318,7 +318,7 @@ def test_a_signal_stops_the_process_in_order(monkeypatch: pytest.MonkeyPatch, nu
 
 
 async def test_a_task_that_swallows_its_cancellation_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr(loop, "_ASK_AGAIN_S", 0.01)
     heard = 0
 
     async def deaf() -> None:
@@ -331,6 +331,6 @@ async def test_a_task_that_swallows_its_cancellation_is_asked_again(monkeypatch:
     async with asyncio.timeout(20):
         task = asyncio.create_task(deaf())
         await asyncio.sleep(0)
-        await app._end([task])
+        await loop.end([task])
     assert task.done()
     assert heard == 3

@@ -99,7 +99,7 @@ def test_a_heading_with_nothing_under_it_has_all_its_defaults(empty: str) -> Non
             "sources.Shop-1: a source's name is 1 to 40 of a-z, 0-9 and _, starting with a letter",
         ),
         (SHOP + "sorces: {}", 'sorces: unknown key; did you mean "sources"?'),
-        (SHOP + "zzz: {}", "zzz: unknown key; known: checks, events, features, log, pipeline, privacy, server, sinks, sources, subscribe"),
+        (SHOP + "zzz: {}", "zzz: unknown key; known: checks, events, features, log, pipeline, privacy, processes, server, sinks, sources, subscribe"),
         (
             "sources: {shop: {type: postgres, dsn: x, tabels: []}}",
             'sources.shop.tabels: unknown key; did you mean "tables"?',
@@ -276,7 +276,7 @@ def test_merge_keys_and_anchors_are_no_doubles(write: Write) -> None:
     with pytest.raises(ConfigError) as raised:
         load(write(text), {})
     assert list(raised.value.problems) == [
-        "x: unknown key; known: checks, events, features, log, pipeline, privacy, server, sinks, sources, subscribe"
+        "x: unknown key; known: checks, events, features, log, pipeline, privacy, processes, server, sinks, sources, subscribe"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The contract of the log over both engines; over SQLite once more with every read going to the file."""
+"""The contract of the log over both engines; over SQLite once more with every read going to the file, and as another process sees it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from contract.log_contract import Engine, LogContract
 from headrace.cdc.log import sqlite
 from headrace.cdc.log.memory import MemoryLog
 from headrace.cdc.log.sqlite import SQLiteLog
+from headrace.cdc.split.sharedlog import SharedLog
+from sharing import shared_with
 
 
 class MemoryEngine:
@@ -47,13 +49,62 @@ class SQLiteEngine:
             await log.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite from the file"])
+class SharedEngine(SQLiteEngine):
+    """What consumers use goes the way that it goes from another process, every message through its bytes; the rest to the keeper."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.shared: list[SharedLog] = []
+
+    async def open(self, **options: Any) -> Any:
+        log = await super().open(**options)
+        self.shared.append(shared_with(log))
+        return SplitLog(log, self.shared[-1])
+
+    async def close(self) -> None:
+        for shared in self.shared:
+            await shared.close()
+        await super().close()
+
+
+class SplitLog:
+    def __init__(self, log: SQLiteLog, shared: SharedLog) -> None:
+        self._log = log
+        self._shared = shared
+
+    async def append(self, events: Any, *, source: str, state: bytes, **more: Any) -> tuple[int, ...]:
+        return await (self._log if more else self._shared).append(events, source=source, state=state, **more)
+
+    async def close(self) -> None:
+        await self._shared.close()
+        await self._log.close()
+
+    def __getattr__(self, name: str) -> Any:
+        words = (
+            "read",
+            "commit",
+            "committed",
+            "groups",
+            "forget",
+            "source_state",
+            "bounds",
+            "generation",
+            "partitions",
+        )
+        return getattr(self._shared if name in words else self._log, name)
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite from the file", "sqlite from another process"])
 async def engine(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Engine]:
     if request.param == "sqlite from the file":
         monkeypatch.setattr(sqlite, "_TAIL_BYTES", 0)
-    made: Engine = MemoryEngine() if request.param == "memory" else SQLiteEngine(tmp_path)
+    made: Engine
+    if request.param == "memory":
+        made = MemoryEngine()
+    else:
+        made = (SharedEngine if request.param == "sqlite from another process" else SQLiteEngine)(tmp_path)
     yield made
     await made.close()
 

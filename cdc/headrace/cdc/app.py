@@ -10,9 +10,8 @@ import asyncio
 import gc
 import logging
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from prometheus_client import CollectorRegistry
@@ -23,35 +22,34 @@ from headrace.cdc.consumer import Consumer, Services
 from headrace.cdc.customers import Customers, Suppression
 from headrace.cdc.deadletters import DeadLetters
 from headrace.cdc.enrich.knowledge import Knowledge
-from headrace.cdc.errors import Action, ConfigError, HeadraceError, RequestRefused
+from headrace.cdc.errors import ConfigError, HeadraceError, RequestRefused
+from headrace.cdc.keeping import Keeper
 from headrace.cdc.log.base import EventLog
+from headrace.cdc.loop import end
+from headrace.cdc.loop import run as run_loop
 from headrace.cdc.metrics import CaptureMetrics
 from headrace.cdc.pipeline import build_pipeline
 from headrace.cdc.plan import read_plan
 from headrace.cdc.process.normalise import Normaliser
 from headrace.cdc.sources.base import Asked, PushedSource, SourceStatus
+from headrace.cdc.split.allot import Part, section_of
+from headrace.cdc.split.hosts import Hosts
 from headrace.cdc.web import WebServer
 
 _log = logging.getLogger("headrace.app")
 
 _RETAIN_EVERY_S = 60.0
-_FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 30.0
-_ASK_AGAIN_S = 2.0
-_SWITCH_S = 0.0005
-"""How long a thread keeps the interpreter's lock from another that wants it. With Python's own 5 ms each of the log's short steps in its own thread waits so long
-while the loop is busy, and a fresh event with it: p99 190 to 280 ms, against 28 to 33 ms, while a sink works a backlog off (benchmarks/sink_latency.py)."""
 
 
 class Application:
-    """One process: all captures, all consumers, one server, one log."""
+    """The first process: all captures, the log, the server, the consumers that aren't kept by further ones."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._registry = CollectorRegistry()
         self._captures: list[Capture] = []
         self._pushed: list[PushedSource] = []
-        self._troubles: dict[str, str] = {}
+        self._keeper = Keeper()
 
     async def run(self, stop: asyncio.Event, on_ready: Callable[[str], None] | None = None) -> None:
         """Work until ``stop`` is set. on_ready gets the server's base URL once every source streams.
@@ -64,11 +62,13 @@ class Application:
         pipeline = build_pipeline(self._config, knowledge)
         log: EventLog = await self._config.log.kind.from_config(self._config.log.section, self._config)
         metrics.watch_log(log)
+        hosts: Hosts | None = None
         try:
+            hosts = Hosts(self._config, log, self._is_copying)
             services = Services(self._config, log, self._registry, self._is_copying)
             suppression = Suppression(log)
             await suppression.load()
-            consumers = self._consumers(services)
+            consumers = self._consumers(services, hosts.parts)
             fed = {"lookup": knowledge.mirror, "records": knowledge.records}
             used = {consumer.name for consumer in consumers} | {name for name, file in fed.items() if file is not None}
             await _forget_unused(log, used)
@@ -99,29 +99,34 @@ class Application:
             metrics.watch_suppression(lambda: (suppression.count, suppression.refused))
             server = WebServer(
                 self._config.server,
-                consumers=consumers,
+                consumers=[*consumers, *hosts.consumers()],
                 sources=self.source_status,
                 log=log,
                 registry=self._registry,
-                troubles=lambda: dict(self._troubles),
+                troubles=lambda: dict(self._keeper.troubles),
                 snapshot=self._snapshot,
                 pushed=self._pushed,
                 letters=DeadLetters(log, self._pushed, pipeline),
                 customers=Customers(log, self._config, suppression),
+                others=hosts,
             )
             await server.start()
             try:
-                await self._supervise(stop, consumers, log, server, on_ready)
+                await self._supervise(stop, consumers, hosts, log, server, on_ready)
             finally:
                 await server.stop()
         finally:
             await asyncio.to_thread(knowledge.close)
             await log.close()
+            if hosts is not None:
+                hosts.close()
 
-    def _consumers(self, services: Services) -> list[Consumer]:
+    def _consumers(self, services: Services, elsewhere: list[Part]) -> list[Consumer]:
+        """Those of this process."""
         consumers: list[Consumer] = []
-        for kind in plugins("headrace.consumers").values():
-            built = kind.build(self._config.sections.get(kind.section) if kind.section else None, services)
+        for name, kind in plugins("headrace.consumers").items():
+            section = section_of(self._config, kind, elsewhere, name, is_ours=False)
+            built = kind.build(section, services)
             if isinstance(built, Sequence):
                 consumers += cast("Sequence[Consumer]", built)
             elif built is not None:
@@ -132,11 +137,12 @@ class Application:
         self,
         stop: asyncio.Event,
         consumers: list[Consumer],
+        hosts: Hosts,
         log: EventLog,
         server: WebServer,
         on_ready: Callable[[str], None] | None,
     ) -> None:
-        waiting = len(self._captures) + len(self._pushed)
+        waiting = len(self._captures) + len(self._pushed) + len(hosts.hosts)
 
         def started() -> None:
             nonlocal waiting
@@ -152,39 +158,13 @@ class Application:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(capture.run(started)) for capture in self._captures]
                 tasks += [group.create_task(source.run(started)) for source in self._pushed]
-                tasks += [group.create_task(self._keep_running(consumer)) for consumer in consumers]
+                tasks += [group.create_task(host.run(started)) for host in hosts.hosts]
+                tasks += [group.create_task(self._keeper.keep_running(consumer)) for consumer in consumers]
                 tasks.append(group.create_task(self._retain(log)))
                 await stop.wait()
-                await _end(tasks)
+                await end(tasks)
         except BaseExceptionGroup as failed:
             raise _first(failed) from None
-
-    async def _keep_running(self, consumer: Consumer) -> None:
-        attempt = 0
-        while True:
-            began = time.monotonic()
-            try:
-                await consumer.run()
-                return
-            except HeadraceError as error:
-                if error.action is not Action.RETRY:
-                    # One consumer's final fault is shown in /readyz; the log goes on filling for it.
-                    self._troubles[consumer.name] = error.message
-                    _log.error("consumer %s stopped: %s", consumer.name, error.paragraph())
-                    return
-                reason = error.message
-            except Exception as error:  # noqa: BLE001 - a consumer's defect is its own: capture and the others go on
-                self._troubles[consumer.name] = f"stopped by a defect ({type(error).__name__}); see the process's log"
-                _log.exception("consumer %s stopped by a defect: please report it", consumer.name)
-                return
-            if time.monotonic() - began > _LONGEST_PAUSE_S:
-                attempt = 0
-            pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
-            attempt += 1
-            self._troubles[consumer.name] = reason
-            _log.warning("consumer %s: %s; starting it again in %.1f s", consumer.name, reason, pause_s)
-            await asyncio.sleep(pause_s)
-            self._troubles.pop(consumer.name, None)
 
     async def _retain(self, log: EventLog) -> None:
         while True:
@@ -235,19 +215,6 @@ def _check_paths(pushed: Sequence[PushedSource]) -> None:
             )
 
 
-async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel until they have ended.
-
-    One request isn't always heard: Python 3.11's wait_for, which redis and psycopg use, swallows a cancellation that comes at the same
-    moment as the answer it waits for.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_ASK_AGAIN_S)
-
-
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
     """The one error to tell: the first HeadraceError, else the first of any kind."""
     leaves: list[BaseException] = []
@@ -263,7 +230,6 @@ def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
 
 def run(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
     """Run until SIGINT or SIGTERM; uvloop where it is installed. Raises HeadraceError."""
-    sys.setswitchinterval(_SWITCH_S)
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -272,9 +238,4 @@ def run(config: Config, on_ready: Callable[[str], None] | None = None) -> None:
             loop.add_signal_handler(number, stop.set)
         await Application(config).run(stop, on_ready)
 
-    try:
-        import uvloop  # optional at run time: a platform without it runs on asyncio's own loop
-    except ImportError:
-        asyncio.run(main())
-    else:
-        uvloop.run(main())
+    run_loop(main())

@@ -107,6 +107,16 @@ class ServerConfig(Section, frozen=True):
                 raise ValueError(f'scopes names "{name}", which is no token')
 
 
+_Processes = Annotated[
+    Annotated[int, Meta(ge=1, le=64)] | Literal["auto"],
+    Meta(
+        description="How many processes `headrace run` is: the first keeps sources, log and server, features get one of their own, and sinks are dealt out "
+        "over the rest. auto: one for each core, and no more than there are consumers for.",
+        examples=[2],
+    ),
+]
+
+
 class Config(Struct, frozen=True):
     """The whole file. sections holds the structs of the consumers' own top-level keys, by name."""
 
@@ -119,6 +129,11 @@ class Config(Struct, frozen=True):
     """Folder of the file: relative paths in it start there."""
     privacy: PrivacyConfig = msgspec.field(default_factory=PrivacyConfig)
     pipeline: PipelineConfig = msgspec.field(default_factory=PipelineConfig)
+    processes: int | Literal["auto"] = 1
+    text: str = ""
+    """The file as it was read; "" for a configuration that was none. What it refers to by ${VARIABLE} isn't in it."""
+    name: str = ""
+    """Of the file, in ``folder``."""
 
     def path(self, text: str) -> Path:
         """A path of the file, relative ones taken from the file's own folder."""
@@ -148,8 +163,13 @@ def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
 
     Raises ConfigError with every problem found, each as ``path.to.field: what is wrong``.
     """
-    tree = read_mapping(path)
-    return parse(tree, folder=path.resolve().parent, name=str(path), environ=environ)
+    return parse_text(_text_of(path), path, environ)
+
+
+def parse_text(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """As load, of a file that has been read. Raises ConfigError."""
+    config = parse(_mapping(text, path), folder=path.resolve().parent, name=str(path), environ=environ)
+    return msgspec.structs.replace(config, text=text, name=path.name)
 
 
 def load_part(path: Path, kind: type[_S], environ: Mapping[str, str] = os.environ) -> _S:
@@ -169,8 +189,12 @@ def load_part(path: Path, kind: type[_S], environ: Mapping[str, str] = os.enviro
 
 def read_mapping(path: Path) -> Any:
     """What a YAML file holds, no key twice; a mapping or whatever else stands there. Raises ConfigError."""
+    return _mapping(_text_of(path), path)
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"configuration file {path} can't be read: {error.strerror}",
@@ -178,6 +202,9 @@ def read_mapping(path: Path) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"configuration file {path} is not UTF-8 text", advice="save it as UTF-8") from error
+
+
+def _mapping(text: str, path: Path) -> Any:
     try:
         return yaml.load(text, _UniqueKeys)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
@@ -226,7 +253,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
     except RecursionError as error:
         raise _too_deep(name) from error
     sections = consumer_sections()
-    known = ["log", "sources", "events", "pipeline", "privacy", "server", *sections]
+    known = ["log", "sources", "events", "pipeline", "privacy", "server", "processes", *sections]
     for key in tree:
         if key not in known:
             problems.append(_unknown(str(key), str(key), known))
@@ -252,6 +279,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         ]
     pipeline = _build(PipelineConfig, _or_empty(tree.get("pipeline")), "pipeline", problems)
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
+    processes = _build(_Processes, 1 if tree.get("processes") is None else tree["processes"], "processes", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
     }
@@ -274,6 +302,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         folder=folder,
         privacy=privacy or PrivacyConfig(),
         pipeline=pipeline or PipelineConfig(),
+        processes=processes or 1,
     )
 
 
@@ -495,6 +524,7 @@ def json_schema() -> dict[str, Any]:
             "pipeline": {"anyOf": [by_part["pipeline"], empty]},
             "privacy": {"anyOf": [by_part["privacy"], empty]},
             "server": {"anyOf": [by_part["server"], empty]},
+            "processes": msgspec.json.schema(_Processes),
             **own,
         },
         "$defs": definitions,
@@ -542,6 +572,7 @@ __all__ = [
     "load",
     "load_part",
     "parse",
+    "parse_text",
     "plugins",
     "read_mapping",
 ]

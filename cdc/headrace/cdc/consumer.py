@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 
 from headrace.cdc.config import Config
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -24,7 +25,7 @@ class Services(msgspec.Struct, frozen=True):
     """
 
     config: Config
-    log: EventLog
+    log: ConsumerLog
     registry: CollectorRegistry
     is_copying: Callable[[], bool] = lambda: False
 
@@ -67,8 +68,29 @@ class ConsumerType(Protocol):
 
     section: ClassVar[str | None]
     config_type: ClassVar[Any]
+    # may_be_elsewhere: ClassVar[bool], False where absent: it may be built in a process that doesn't keep sources and log; of a mapping each key by itself.
 
     @classmethod
     def build(cls, section: Any, services: Services) -> Consumer | Sequence[Consumer] | None:
         """The consumer, or several, or None when the configuration asks for none (section is None when absent from the file)."""
+        ...
+
+
+class OtherProcesses(Protocol):
+    """Further processes, which keep some of the consumers; an object without any is fine."""
+
+    async def refresh(self) -> None:
+        """Ask each for what it says of itself; what it said last stays when it doesn't answer in time."""
+        ...
+
+    def routes(self) -> Sequence[web.RouteDef]:
+        """To mount last: requests that no route of this process takes."""
+        ...
+
+    def status(self) -> list[dict[str, Any]]:
+        """One object of JSON types for each."""
+        ...
+
+    def collector(self) -> Collector:
+        """What they count, as of the last ``refresh``."""
         ...

@@ -16,7 +16,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from headrace.cdc import __version__
-from headrace.cdc.consumer import Consumer, Health
+from headrace.cdc.consumer import Consumer, Health, OtherProcesses
 from headrace.cdc.errors import LogError
 from headrace.cdc.log.base import Bounds, EventLog
 from headrace.cdc.metrics import LogCollector, capture_numbers, engine_stats, lag_events
@@ -35,7 +35,10 @@ class ProcessState:
         registry: CollectorRegistry,
         troubles: Callable[[], dict[str, str]],
         clock: Callable[[], float] = time.time,
+        others: OtherProcesses | None = None,
     ) -> None:
+        """others: further processes, which are asked before they are shown."""
+        self._others = others
         self._consumers = consumers
         self._sources = sources
         self._log = log
@@ -45,16 +48,24 @@ class ProcessState:
         self._started = clock()
         self._places = LogCollector(log, consumers)
         registry.register(self._places)
+        if others is not None:
+            registry.register(others.collector())
 
     async def refresh(self) -> list[Bounds]:
         """Ask the log for its bounds, for a scrape that follows. Raises LogError."""
+        await self._ask_others()
         return await self._places.refresh()
+
+    async def _ask_others(self) -> None:
+        if self._others is not None:
+            await self._others.refresh()
 
     async def readiness(self) -> list[Health]:
         """A verdict on each part: every source, the log, every consumer.
 
         A source is ready while it streams. During a snapshot it isn't: what is served from it is not complete yet.
         """
+        await self._ask_others()
         verdicts: list[Health] = []
         for name, status in self._sources().items():
             is_ready = status.phase == "streaming"
@@ -75,6 +86,7 @@ class ProcessState:
 
     async def document(self) -> dict[str, Any]:
         """The status as JSON types: process, sources, log, consumers, troubles by name. Times in microseconds since 1970 UTC."""
+        await self._ask_others()
         now = self._clock()
         numbers = capture_numbers(self._registry)
         compiled = compiled_modules()
@@ -105,6 +117,7 @@ class ProcessState:
             "sources": sources,
             "log": log | engine_stats(self._log),
             "consumers": {consumer.name: _consumer(consumer, ends) for consumer in self._consumers},
+            "processes": [] if self._others is None else self._others.status(),
             "troubles": troubles,
         }
 

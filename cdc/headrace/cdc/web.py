@@ -33,7 +33,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from headrace.cdc.auth import ADMIN, Tokens, is_local_host, scope_of
 from headrace.cdc.config import ServerConfig
-from headrace.cdc.consumer import Consumer
+from headrace.cdc.consumer import Consumer, OtherProcesses
 from headrace.cdc.customers import Customers, CustomersAsked
 from headrace.cdc.deadletters import DeadLetters, Selection
 from headrace.cdc.errors import HeadraceError, LogError, RequestRefused, ServerError
@@ -47,7 +47,7 @@ from headrace.cdc.state import ProcessState
 _log = logging.getLogger("headrace.web")
 
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-_MAX_BODY_BYTES = 8 << 20
+MAX_BODY_BYTES = 8 << 20
 _SHUTDOWN_S = 0.4
 """aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
 
@@ -56,7 +56,7 @@ _IDLE_S = 75.0
 _LINGER_S = 2.0
 """What is left of a refused body is read for so long, so that the client sees the answer and not a reset."""
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _SnapshotRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -81,8 +81,9 @@ class WebServer:
         pushed: Sequence[PushedSource] = (),
         letters: DeadLetters | None = None,
         customers: Customers | None = None,
+        others: OtherProcesses | None = None,
     ) -> None:
-        """snapshot: asks a source, by name, to copy tables again. pushed: sources whose routes see to rights by themselves.
+        """others: further processes, whose consumers' routes are answered there. snapshot: asks a source, by name, to copy tables again. pushed: sources whose routes see to rights by themselves.
 
         Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens or write keys.
         """
@@ -104,11 +105,18 @@ class WebServer:
         self._pushed = pushed
         self._letters = letters
         self._customers = customers
+        self._others = others
         self._own_rights: set[object] = set()
         self._registry = registry
         self._ask_snapshot = snapshot
         self._state = ProcessState(
-            consumers=consumers, sources=sources, log=log, registry=registry, troubles=troubles, clock=clock
+            consumers=consumers,
+            sources=sources,
+            log=log,
+            registry=registry,
+            troubles=troubles,
+            clock=clock,
+            others=others,
         )
         self._consumers = consumers
         self._runner: web.AppRunner | None = None
@@ -124,7 +132,7 @@ class WebServer:
     async def start(self) -> None:
         """Bind and answer. Raises ServerError: port taken, no right, unknown host."""
         sockets = bind(self._address)
-        application = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
+        application = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
         application.add_routes(
             [
                 web.get("/", Page(Path(__file__).with_name("console.html")).answer),
@@ -150,7 +158,9 @@ class WebServer:
             routes = source.routes()
             self._own_rights |= {route.handler for route in routes}
             application.add_routes(routes)
-        application.on_response_prepare.append(_harden)
+        if self._others is not None:
+            application.add_routes(self._others.routes())
+        application.on_response_prepare.append(harden)
         # Paths and queries may hold customer keys: no access log.
         runner = web.AppRunner(
             application,
@@ -159,7 +169,7 @@ class WebServer:
             handle_signals=False,
             keepalive_timeout=_IDLE_S,
             lingering_time=_LINGER_S,
-            logger=_http_log(),
+            logger=http_log(),
             auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
         )
         self._runner = runner
@@ -192,30 +202,13 @@ class WebServer:
             await runner.cleanup()
 
     @web.middleware
-    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """One middleware for rights and errors: each costs every request."""
         if request.path not in _OPEN_PATHS and request.match_info.handler not in self._own_rights:
             refusal = self._refusal(request)
             if refusal is not None:
                 return refusal
-        try:
-            return await handler(request)
-        except web.HTTPException as error:
-            if error.status < 400 or error.content_type == "application/json":
-                raise
-            return _http_error(error, request)
-        except RequestRefused as error:
-            return error_response(400, error.message, error.advice)
-        except HeadraceError as error:
-            _log.warning("%s %s: %s", request.method, request.path, error.message)
-            return error_response(503, error.message, error.advice)
-        except Exception:  # noqa: BLE001 - no traceback goes to a client
-            _log.exception("%s %s failed", request.method, request.path)
-            return error_response(
-                500,
-                "headrace failed to answer this request",
-                "look into the log of the headrace process for the reason",
-            )
+        return await answered(request, handler)
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         if self._tokens:
@@ -305,6 +298,28 @@ class WebServer:
         return json_response(await self._letters.retry(await _selection(request)))
 
 
+async def answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What a handler answers, its errors in our form."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        if error.status < 400 or error.content_type == "application/json":
+            raise
+        return _http_error(error, request)
+    except RequestRefused as error:
+        return error_response(400, error.message, error.advice)
+    except HeadraceError as error:
+        _log.warning("%s %s: %s", request.method, request.path, error.message)
+        return error_response(503, error.message, error.advice)
+    except Exception:  # noqa: BLE001 - no traceback goes to a client
+        _log.exception("%s %s failed", request.method, request.path)
+        return error_response(
+            500,
+            "headrace failed to answer this request",
+            "look into the log of the headrace process for the reason",
+        )
+
+
 def _hold_json(request: web.Request) -> None:
     """A form of another web page could send any other type without asking first (CORS)."""
     if request.content_type != "application/json":
@@ -337,7 +352,7 @@ def _http_error(error: web.HTTPException, request: web.Request) -> web.Response:
         case 405:
             words = (f"this path doesn't know the method {request.method}", f"use {error.headers.get('Allow', 'GET')}")
         case 413:
-            words = ("the body of the request is too large", f"send at most {_MAX_BODY_BYTES >> 20} MiB a request")
+            words = ("the body of the request is too large", f"send at most {MAX_BODY_BYTES >> 20} MiB a request")
         case _:
             words = ((error.text or error.reason).strip(), "correct the request")
     answer = error_response(error.status, *words)
@@ -346,7 +361,7 @@ def _http_error(error: web.HTTPException, request: web.Request) -> web.Response:
     return answer
 
 
-def _http_log() -> logging.Logger:
+def http_log() -> logging.Logger:
     """aiohttp's own log, without the requests that are no HTTP: it would quote their bytes, and a token or a write key may stand in them."""
     log = logging.getLogger("headrace.web.http")
     if not log.filters:
@@ -354,7 +369,7 @@ def _http_log() -> logging.Logger:
     return log
 
 
-async def _harden(request: web.Request, response: web.StreamResponse) -> None:
+async def harden(request: web.Request, response: web.StreamResponse) -> None:
     """Headers of every answer: it is private data, of the type it says, and nobody's frame."""
     headers = response.headers
     headers["Server"] = "headrace"
@@ -365,4 +380,13 @@ async def _harden(request: web.Request, response: web.StreamResponse) -> None:
     headers.setdefault("Cache-Control", "no-store")
 
 
-__all__ = ["WebServer", "error_response", "json_response"]
+__all__ = [
+    "MAX_BODY_BYTES",
+    "Handler",
+    "WebServer",
+    "answered",
+    "error_response",
+    "harden",
+    "http_log",
+    "json_response",
+]

@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry
 from headrace.cdc.consumer import Health, Services
 from headrace.cdc.errors import ConfigError, DefinitionError, HeadraceError, RequestRefused, StoreError, Trimmed
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 from headrace.features.compiled import CompiledView
 from headrace.features.config import FeaturesConfig
 from headrace.features.eraseroute import EraseRoute
@@ -69,13 +69,14 @@ class FeatureEngine:
     """
 
     section: ClassVar[str | None] = "features"
+    may_be_elsewhere: ClassVar[bool] = True
     config_type: ClassVar[type[msgspec.Struct] | None] = FeaturesConfig
 
     def __init__(
         self,
         views: Sequence[CompiledView],
         make_store: Callable[[], OnlineStore],
-        log: EventLog,
+        log: ConsumerLog,
         registry: CollectorRegistry,
         *,
         clock: Callable[[], float] = time.time,

@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 from headrace.features.compiled import CompiledView
 from headrace.features.eventrows import is_one_of
 
@@ -55,7 +55,7 @@ class PushRoutes:
     def __init__(
         self,
         views: Sequence[CompiledView],
-        log: EventLog,
+        log: ConsumerLog,
         applied: Callable[[int], Awaitable[None]],
         *,
         clock: Callable[[], float] = time.time,

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from headrace.cdc.config import Config
 from headrace.cdc.consumer import Health, Services
-from headrace.cdc.log.base import Cursor, EventLog
+from headrace.cdc.log.base import ConsumerLog, Cursor
 from headrace.sinks.base import Sink, SinkChoice, SinkSection
 from headrace.sinks.deadletter import MemorySinkStore
 from headrace.sinks.dispatcher import Dispatcher
@@ -28,7 +28,7 @@ _LOOK_S: Final = 1.0
 class LogCursors:
     """A live sink's places: the log's own cursors, which hold its retention back."""
 
-    def __init__(self, log: EventLog, sink: str) -> None:
+    def __init__(self, log: ConsumerLog, sink: str) -> None:
         self._log = log
         self._group = cursor_group(sink)
 
@@ -48,7 +48,7 @@ class SinkConsumer:
         sink: Sink,
         section: SinkSection,
         *,
-        log: EventLog,
+        log: ConsumerLog,
         store: SinkFile | MemorySinkStore,
         numbers: SinkNumbers | None = None,
     ) -> None:
@@ -109,6 +109,7 @@ class Sinks:
     """The consumer type behind the section: one consumer a sink."""
 
     section: ClassVar[str | None] = "sinks"
+    may_be_elsewhere: ClassVar[bool] = True
     config_type: ClassVar[Any] = dict[str, SinkChoice]
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 from headrace.sinks.query import Place, RequestError
 
 PREFIX: Final = "subscription:"
@@ -22,7 +22,9 @@ _TOUCH_EVERY_S: Final = 60.0
 class NamedPlaces:
     """Of one log. clock: seconds since 1970."""
 
-    def __init__(self, log: EventLog, *, forget_after_s: float | None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, log: ConsumerLog, *, forget_after_s: float | None, clock: Callable[[], float] = time.time
+    ) -> None:
         self._log = log
         self._forget_after_s = forget_after_s
         self._clock = clock

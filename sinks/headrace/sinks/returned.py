@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 from headrace.sinks.base import RETURNED_SOURCE, Item
 from headrace.sinks.verdict import Returned
 
@@ -18,7 +18,7 @@ from headrace.sinks.verdict import Returned
 class ReturnedRecords:
     """Appends for one sink. clock: seconds since 1970."""
 
-    def __init__(self, log: EventLog, sink: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, log: ConsumerLog, sink: str, *, clock: Callable[[], float] = time.time) -> None:
         self._log = log
         self._source = RETURNED_SOURCE + sink
         self._clock = clock

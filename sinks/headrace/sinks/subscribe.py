@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from headrace.cdc.config import Duration, Section
 from headrace.cdc.consumer import Health, Services
 from headrace.cdc.errors import HeadraceError, Trimmed
-from headrace.cdc.log.base import Bounds, EventLog
+from headrace.cdc.log.base import Bounds, ConsumerLog
 from headrace.cdc.sources.ending import end
 from headrace.cdc.web import error_response, json_response
 from headrace.sinks.frames import Block, BlockCache, keepalive
@@ -105,7 +105,7 @@ class Subscriptions:
 
     def __init__(
         self,
-        log: EventLog,
+        log: ConsumerLog,
         registry: CollectorRegistry,
         config: SubscribeConfig | None = None,
         *,

@@ -20,7 +20,7 @@ from headrace.cdc.checks.email import Answer, EmailCheck
 from headrace.cdc.consumer import Health, Services
 from headrace.cdc.errors import ConfigError, Trimmed
 from headrace.cdc.event import CustomerEvent
-from headrace.cdc.log.base import EventLog
+from headrace.cdc.log.base import ConsumerLog
 from headrace.cdc.process.draft import TREES, Draft
 from headrace.cdc.process.fieldpath import FieldPath, parse_path
 
@@ -38,7 +38,7 @@ class Checks:
     section: ClassVar[str | None] = "checks"
     config_type: ClassVar[Any] = ChecksConfig
 
-    def __init__(self, config: EmailCheckConfig, log: EventLog, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: EmailCheckConfig, log: ConsumerLog, *, clock: Callable[[], float] = time.time) -> None:
         """Raises ConfigError for a path that is none."""
         self._config = config
         self._log = log

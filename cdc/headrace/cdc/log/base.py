@@ -77,7 +77,33 @@ class Cursor(msgspec.Struct, frozen=True):
     state: bytes = b""
 
 
-class EventLog(Protocol):
+class ConsumerLog(Protocol):
+    """The half of the log that consumers use, in whichever process they live; methods as those of EventLog."""
+
+    @property
+    def generation(self) -> str: ...
+
+    @property
+    def partitions(self) -> int: ...
+
+    async def append(self, events: Sequence[CustomerEvent], *, source: str, state: bytes) -> tuple[int, ...]: ...
+
+    async def read(self, partition: int, offset: int, *, max_bytes: int = 1 << 20, wait_s: float = 0.0) -> LogBatch: ...
+
+    async def commit(self, group: str, partition: int, offset: int, *, state: bytes = b"") -> None: ...
+
+    async def committed(self, group: str, partition: int) -> Cursor | None: ...
+
+    async def groups(self) -> dict[str, dict[int, Cursor]]: ...
+
+    async def forget(self, group: str) -> None: ...
+
+    async def source_state(self, source: str) -> bytes | None: ...
+
+    async def bounds(self, partition: int) -> Bounds: ...
+
+
+class EventLog(ConsumerLog, Protocol):
     """One durable log. All methods may be called from the event loop only, and concurrently with each other.
 
     generation: random text made at creation; offsets of another generation mean nothing here.

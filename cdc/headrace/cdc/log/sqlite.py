@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import Meta
@@ -37,12 +35,13 @@ from headrace.cdc.log.locking import WriterLock
 from headrace.cdc.log.rules import check_commit, check_epoch, check_partition, check_read, check_state
 from headrace.cdc.log.sqlite_checkpoint import Checkpointer
 from headrace.cdc.log.sqlite_erase import Erase
-from headrace.cdc.log.sqlite_file import Identity, check_folder, explained, open_reader, open_writer
+from headrace.cdc.log.sqlite_file import Identity, check_folder, open_writer
 from headrace.cdc.log.sqlite_ids import ForgetLetters, PackedIds, packed
 from headrace.cdc.log.sqlite_known import KnownIds
 from headrace.cdc.log.sqlite_letters import count_letters, read_letters
 from headrace.cdc.log.sqlite_query import bounds, by_group, cursors, read_batch, source_state
 from headrace.cdc.log.sqlite_reader import SQLiteLogReader
+from headrace.cdc.log.sqlite_threads import ReaderThreads, SQLiteBatches
 from headrace.cdc.log.sqlite_trim import Retain, Sweep, Trim, Trimmings
 from headrace.cdc.log.sqlite_writer import (
     Append,
@@ -61,10 +60,7 @@ from headrace.cdc.log.sqlite_writer import (
 )
 from headrace.cdc.log.waiters import Waiters
 
-_T = TypeVar("_T")
-
 _TAIL_BYTES: Final = 4 << 20  # encoded; about four times that as objects
-_READERS: Final = 2
 
 
 class SQLiteLogConfig(Section, frozen=True):
@@ -143,8 +139,9 @@ class SQLiteLog:
         self._letters = count_letters(connection, path)
         self._tails = Tails(identity.partitions, _TAIL_BYTES)
         self._waiters = Waiters(identity.partitions)
+        self._watchers: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
-        self._readers = _Readers(path)
+        self._readers = ReaderThreads(path)
         self._known = KnownIds(connection, path, self._submit, self._readers.run)
         self._checkpointer = Checkpointer(path, connection)
         self._writer = SQLiteWriter(path, connection, identity.epoch, self._checkpointer, self._hand_over)
@@ -201,9 +198,24 @@ class SQLiteLog:
         """Read what another process writes, or nobody; see SQLiteLogReader.open."""
         return await SQLiteLogReader.open(config.path(section.path))
 
+    @classmethod
+    def open_batches(cls, section: SQLiteLogConfig, config: Config) -> SQLiteBatches:
+        """What another process reads while this log is kept; see split/sharedlog.py."""
+        return SQLiteBatches(config.path(section.path))
+
     @property
     def path(self) -> Path:
         return self._path
+
+    @property
+    def places(self) -> tuple[list[int], list[int]]:
+        """First and end offset of each partition, as they are now."""
+        return self._firsts, self._ends
+
+    def watch(self, moved: Callable[[], None]) -> Callable[[], None]:
+        """Have moved called on the loop whenever ``places`` changed; the result ends that."""
+        self._watchers.append(moved)
+        return lambda: self._watchers.remove(moved)
 
     @property
     def generation(self) -> str:
@@ -522,6 +534,8 @@ class SQLiteLog:
                 result = result or job.step
             if not job.future.done():
                 job.future.set_result(result)
+        for moved in self._watchers:
+            moved()
 
     def _appended(self, append: Append) -> None:
         self._appends += 1
@@ -546,32 +560,3 @@ class SQLiteLog:
         self._dropped += step.batches
         for partition, first in step.firsts.items():
             self._firsts[partition] = first  # the tails may still hold what is below: a read looks here first
-
-
-class _Readers:
-    """Threads that read, each with a connection of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="headrace-log-reader")
-        self._own = threading.local()
-        self._opened: list[sqlite3.Connection] = []
-
-    async def run(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask)
-
-    def _ask(self, ask: Callable[[sqlite3.Connection], _T]) -> _T:
-        connection: sqlite3.Connection | None = getattr(self._own, "connection", None)
-        if connection is None:
-            try:
-                connection = self._own.connection = open_reader(self._path)
-            except sqlite3.Error as error:
-                raise explained(self._path, error) from error
-            self._opened.append(connection)
-        return ask(connection)
-
-    def close(self) -> None:
-        """Blocks until the reads under way are done."""
-        self._pool.shutdown()
-        for connection in self._opened:
-            connection.close()

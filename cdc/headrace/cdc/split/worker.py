@@ -1,0 +1,267 @@
+"""The program of a further process: it builds the consumers it is told to keep, over the shared log, and keeps them running.
+
+    python -m headrace.cdc.split.worker FD PARENT
+
+FD: its end of the socket pair to the process that keeps the log, PARENT that one's id. Everything else comes over the socket. It ends
+when it is told to, and when the other end is gone: on Linux the kernel ends it with its parent, at once. What it hasn't done then is done
+after the next start, as after any crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import itertools
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from headrace.cdc.cli import COLLECT_EVERY
+from headrace.cdc.config import Config, parse_text, plugins
+from headrace.cdc.consumer import Consumer, Health, Services
+from headrace.cdc.errors import HeadraceError, LogUnavailable
+from headrace.cdc.keeping import Keeper
+from headrace.cdc.loop import end, run
+from headrace.cdc.split.allot import Part, section_of
+from headrace.cdc.split.report import REPORT_PATH, ConsumerReport, Report
+from headrace.cdc.split.sharedlog import SharedLog
+from headrace.cdc.split.wire import (
+    Asked,
+    Copying,
+    Done,
+    Failed,
+    Moved,
+    Question,
+    Ready,
+    Said,
+    Start,
+    failed,
+    frame,
+    raised,
+    read_told,
+    result,
+)
+from headrace.cdc.state import compiled_modules
+from headrace.cdc.web import MAX_BODY_BYTES, answered, harden, http_log
+
+_PR_SET_PDEATHSIG: Final = 1
+_SHUTDOWN_S = 0.4
+
+
+class Keepers:
+    """The way to the process that keeps the log: questions out, answers and news in."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._numbers = itertools.count()
+        self._waiting: dict[int, tuple[Question, asyncio.Future[Any]]] = {}
+        self._is_gone = False
+
+    def say(self, message: Said) -> None:
+        self._writer.write(frame(message))
+
+    async def ask(self, question: Question) -> Any:
+        """Raises what the log raises there; LogUnavailable when the other process is gone."""
+        if self._is_gone:
+            raise _gone()
+        number = next(self._numbers)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (question, future)
+        self.say(Asked(number, question))
+        return await future
+
+    def heard(self, told: Done | Failed) -> None:
+        question, future = self._waiting.pop(told.number)
+        if future.done():
+            return
+        if isinstance(told, Done):
+            future.set_result(result(question, told.value))
+        else:
+            future.set_exception(raised(told))
+
+    def gone(self) -> None:
+        """Nobody answers any more."""
+        self._is_gone = True
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_exception(_gone())
+        self._waiting.clear()
+
+
+def _gone() -> LogUnavailable:
+    return LogUnavailable("the process that keeps the log is gone", advice="nothing: this one ends too")
+
+
+class Worker:
+    """One further process, from its start to its end."""
+
+    def __init__(self, start: Start, way: Keepers) -> None:
+        """Builds its consumers. Raises ConfigError, DefinitionError as they do."""
+        self._start = start
+        self._is_copying = start.is_copying
+        self._registry = CollectorRegistry()
+        self._keeper = Keeper()
+        config = parse_text(start.config_text, Path(start.config_path))
+        engine = config.log.kind
+        self.log = SharedLog(
+            start.generation, engine.open_batches(config.log.section, config), way.ask, start.firsts, start.ends
+        )
+        services = Services(config, self.log, self._registry, lambda: self._is_copying)
+        self.consumers = _built(config, services, start.parts)
+        self._runner: web.AppRunner | None = None
+
+    def copying(self, is_copying: bool) -> None:
+        self._is_copying = is_copying
+
+    async def listen(self) -> list[str]:
+        """Answer HTTP at the told socket; patterns of the consumers' paths."""
+        application = web.Application(middlewares=[_answered], client_max_size=MAX_BODY_BYTES)
+        for consumer in self.consumers:
+            application.add_routes(consumer.routes())
+        paths = [_pattern(resource) for resource in application.router.resources()]
+        application.add_routes([web.get(REPORT_PATH, self._report)])
+        application.on_response_prepare.append(harden)
+        runner = self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=_SHUTDOWN_S, handle_signals=False, logger=http_log()
+        )
+        await runner.setup()
+        await web.UnixSite(runner, self._start.socket).start()
+        return paths
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Keep the consumers running until stop is set."""
+        gc.collect()
+        gc.freeze()
+        tasks = [asyncio.create_task(self._keeper.keep_running(consumer)) for consumer in self.consumers]
+        try:
+            await stop.wait()
+        finally:
+            await end(tasks)
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await self.log.close()
+
+    async def _report(self, request: web.Request) -> web.Response:
+        troubles = self._keeper.troubles
+        report = Report(
+            {
+                consumer.name: ConsumerReport(
+                    consumer.status(),
+                    [Health(consumer.name, is_ready=False, reason=troubles[consumer.name])]
+                    if consumer.name in troubles
+                    else list(consumer.health()),
+                )
+                for consumer in self.consumers
+            },
+            generate_latest(self._registry).decode(),
+            compiled_modules(),
+        )
+        return web.Response(body=msgspec.json.encode(report), content_type="application/json")
+
+
+def _built(config: Config, services: Services, parts: list[Part]) -> list[Consumer]:
+    consumers: list[Consumer] = []
+    for name, kind in sorted(plugins("headrace.consumers").items()):
+        if any(part.kind == name for part in parts):
+            built = kind.build(section_of(config, kind, parts, name, is_ours=True), services)
+            if isinstance(built, Sequence):
+                consumers += cast("Sequence[Consumer]", built)
+            elif built is not None:
+                consumers.append(built)
+    return consumers
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Any) -> web.StreamResponse:
+    return await answered(request, handler)
+
+
+def _pattern(resource: web.AbstractResource) -> str:
+    """A regular expression of the resource's paths."""
+    info = resource.get_info()
+    pattern = info.get("pattern")
+    if pattern is not None:
+        return str(pattern.pattern)
+    return re.escape(str(info.get("path", "")))
+
+
+async def _main(link: socket.socket) -> int:
+    reader, writer = await asyncio.open_connection(sock=link)
+    start = await read_told(reader)
+    if not isinstance(start, Start):
+        return 0
+    way = Keepers(writer)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    try:
+        worker = Worker(start, way)
+    except HeadraceError as error:
+        way.say(failed(-1, error))
+        await writer.drain()
+        return error.exit_code
+    hearing = asyncio.create_task(_hear(reader, way, worker, stop.set))
+    try:
+        paths = await worker.listen()
+        way.say(Ready([consumer.name for consumer in worker.consumers], paths))
+        await worker.work(stop)
+    finally:
+        await worker.close()
+        hearing.cancel()
+        await asyncio.wait([hearing])
+        writer.close()
+    return 0
+
+
+async def _hear(reader: asyncio.StreamReader, way: Keepers, worker: Worker, stop: Callable[[], None]) -> None:
+    while True:
+        match await read_told(reader):
+            case Moved(firsts, ends):
+                worker.log.moved(firsts, ends)
+            case Done() | Failed() as answer:
+                way.heard(answer)
+            case Copying(is_copying):
+                worker.copying(is_copying)
+            case None:
+                way.gone()
+                stop()
+                return
+            case _:
+                stop()
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process with its parent: one that lives on would write a store beside its successor."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
+
+
+def main(words: Sequence[str]) -> int:
+    """See the module."""
+    link, parent, level = int(words[0]), int(words[1]), int(words[2])
+    _end_with(parent)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to every process of the terminal; the first one tells us to stop
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    gc.set_threshold(*COLLECT_EVERY)
+    return run(_main(socket.socket(fileno=link)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
