@@ -29,7 +29,7 @@ import msgspec
 import uvloop
 
 from headrace.cdc.demo.embedded import free_port
-from rig.machine import about, cpu_s, machine, memory_mib
+from rig.machine import about, family_cpu_s, family_mib, machine
 from rig.process import Headrace
 
 _CUSTOMERS = 2_000
@@ -138,14 +138,14 @@ async def laps(
 
     async def lap(name: str, seconds: float, is_up: bool) -> None:
         await asyncio.to_thread(ask, ports[0])
-        cpu, began_s = cpu_s(headrace.pid), loop.time()
+        cpu, began_s = family_cpu_s(headrace.pid), loop.time()
         if seconds:
             await asyncio.sleep(seconds)
         else:
             while await backlog() > arguments.rate / 10:  # noqa: ASYNC110  # another process: no event to wait on
                 await asyncio.sleep(0.02)
         told, took_s = await asyncio.to_thread(ask, ports[0]), loop.time() - began_s
-        used = cpu_s(headrace.pid) - cpu
+        used = family_cpu_s(headrace.pid) - cpu
         missing = await backlog() if is_up else sender.sent - sent_before + missing_before
         ms = statistics.quantiles(told["ms"], n=1000)
         count = len(told["ms"])
@@ -188,9 +188,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5_000, help="events a second (default: %(default).0f)")
     parser.add_argument("--seconds", type=float, default=30, help="of the laps with both (default: %(default).0f)")
     parser.add_argument("--down", type=float, default=60, help="of the outage (default: %(default).0f)")
+    parser.add_argument("--processes", type=int, default=1, help="of headrace (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    host = machine(rate=arguments.rate)
+    host = machine(rate=arguments.rate, processes=arguments.processes)
     ports = [free_port(), free_port()]
     sinks = ", ".join(
         f'd{number}: {{type: http, concurrency: 16, destination: {{url: "http://127.0.0.1:{port}/", batch: {{max_events: 100}},'
@@ -200,11 +201,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sink-latency-") as name, contextlib.ExitStack() as stack:
         stack.enter_context(stamper(ports[0], Path(name)))
         headrace = stack.enter_context(
-            Headrace(Path(name), f"log: {{path: bench.log.db}}\nsources: {{web: {{type: http}}}}\nsinks: {{{sinks}}}")
+            Headrace(
+                Path(name),
+                f"processes: {arguments.processes}\nlog: {{path: bench.log.db}}\nsources: {{web: {{type: http}}}}\nsinks: {{{sinks}}}",
+            )
         )
         headrace.until(headrace.is_ready)
         found = uvloop.run(laps(arguments, headrace, ports, Path(name), stack))
-        peak = memory_mib(headrace.pid)
+        peak = family_mib(headrace.pid)
     if arguments.json:
         print(json.dumps({"about": host, "laps": msgspec.to_builtins(found), "peak_mib": peak}, indent=2))
         return

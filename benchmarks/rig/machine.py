@@ -56,6 +56,25 @@ def memory_mib(pid: int, field: str = "VmHWM") -> float:
     return 0.0
 
 
+def family(pid: int) -> list[int]:
+    """The process and those that it started and that run now."""
+    found = [pid]
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            found += family(int(child))
+    return found
+
+
+def family_cpu_s(pid: int) -> float:
+    """As cpu_s, of the whole family; what a member that has ended used isn't in it."""
+    return sum(cpu_s(each) for each in family(pid))
+
+
+def family_mib(pid: int, field: str = "VmHWM") -> float:
+    """As memory_mib, of the whole family. Pages that its members share count once for each."""
+    return round(sum(memory_mib(each, field) for each in family(pid)), 1)
+
+
 def collect_as_the_program() -> None:
     """Set the cycle collector as `headrace` does at its start, and as `headrace run` does once its sources stream."""
     from headrace.cdc.cli import COLLECT_EVERY  # late: use_uncompiled comes before anything of headrace
