@@ -20,9 +20,9 @@ from headrace.cdc.event import (
     RowPart,
     TableSchema,
     customer_key,
-    event_line,
     key_text,
 )
+from headrace.cdc.eventline import event_line
 
 values = st.none() | st.integers(-(2**63), 2**63 - 1) | st.booleans() | st.text() | st.floats(allow_nan=False)
 

@@ -43,18 +43,20 @@ def _wait(process: subprocess.Popen[bytes], done: Callable[[], bool], what: str,
         time.sleep(0.02)  # a poll of another process over HTTP: there is no event to wait on
 
 
-@pytest.mark.parametrize("seed", [3])
-def test_kills_while_delivering_lose_double_and_reorder_nothing(database: Database, tmp_path: Path, seed: int) -> None:
-    deliver_over_kills(database, tmp_path, seed=seed, kills=4)
+@pytest.mark.parametrize(("seed", "processes"), [(3, 1), (4, 2)])
+def test_kills_while_delivering_lose_double_and_reorder_nothing(
+    database: Database, tmp_path: Path, seed: int, processes: int
+) -> None:
+    deliver_over_kills(database, tmp_path, seed=seed, kills=4, processes=processes)
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("seed", [31, 32])
 def test_dozens_of_kills_while_delivering(database: Database, tmp_path: Path, seed: int) -> None:
-    deliver_over_kills(database, tmp_path, seed=seed, kills=60)
+    deliver_over_kills(database, tmp_path, seed=seed, kills=60, processes=1 + seed % 2)
 
 
-def deliver_over_kills(database: Database, folder: Path, *, seed: int, kills: int) -> None:
+def deliver_over_kills(database: Database, folder: Path, *, seed: int, kills: int, processes: int) -> None:
     chance = random.Random(seed)
     shop = Shop(database.dsn, customers=60, products=12)
     shop.create()
@@ -68,6 +70,7 @@ def deliver_over_kills(database: Database, folder: Path, *, seed: int, kills: in
         (folder / "headrace.yaml").write_text(
             f"""
 log: {{path: shop.log.db}}
+processes: {processes}
 sources:
   shop: {{type: postgres, dsn: "{database.dsn}", tables: ["shop.*"], slot: sink_{database.name}, publication: sink_{database.name}}}
 events:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from headrace.sinks.base import CallSpec, Item
-from headrace.sinks.lanes import DEAD, Flight, Lanes
+from headrace.sinks.lanes import DEAD, Flight, Lanes, Ruling
 from headrace.sinks.ledger import Ledger
 from headrace.sinks.verdict import AGAIN, DELIVERED, Verdict, refused, retry
 from shop_log import order_event
@@ -149,6 +151,52 @@ def test_a_hot_key_is_left_in_the_log_and_read_again() -> None:
     held.settle(held.take(), DELIVERED)
     assert held.ledger.next == 5
     assert not lanes.leaves("a", 5)
+
+
+def test_every_second_request_begins_with_a_key_that_fills_it() -> None:
+    held = Held(RUN, "abc")
+    held.lanes.settle(held.take(), Ruling([], [], [], {0: 0, 1: 0, 2: 0}), 0.0, lambda: 0.5)
+    held.more("hhhhhhhh")  # ready behind the others
+    first = held.take()
+    assert [item.key for item in first.items] == ["a", "b", "c"]
+    hot = held.take()
+    assert [item.key for item in hot.items] == ["h"] * 3
+    held.more("de")
+    held.settle(hot, *[DELIVERED] * 3)  # it has five more, a whole request's: long from now on
+    held.more("fg")
+    assert [[item.key for item in held.take().items] for _ in range(2)] == [["h"] * 3, ["d", "e", "f"]]
+
+
+def test_however_many_long_keys_the_short_ones_have_every_second_request() -> None:
+    held = Held(RUN, "ab")
+    held.settle(held.take(), DELIVERED, DELIVERED)
+    held.more("x")
+    flight = held.take()
+    held.more("xxxxxxyyyyyyzzzzzz")
+    held.settle(flight, DELIVERED)
+    held.more("c")
+    order = []
+    for _ in range(8):
+        flight = held.take()
+        order.append("".join(item.key for item in flight.items))
+        held.settle(flight, *[DELIVERED] * len(flight.items))
+        if "c" in order[-1]:
+            break
+    assert "c" in order[-1] and all(order.count(key * 3) <= 2 for key in "xyz"), order
+
+
+def test_a_request_that_isnt_full_waits_a_little_while_others_are_under_way_or_more_is_coming() -> None:
+    held = Held(RUN, "ab")
+    assert held.lanes.linger_s(RUN) == 0.0
+    assert held.lanes.linger_s(RUN, is_busy=True) == pytest.approx(0.01)
+    held.lanes.is_filling = True
+    assert held.lanes.linger_s(RUN) == pytest.approx(0.01)
+    held.more("b")  # three events of two keys
+    assert held.lanes.linger_s(RUN, is_busy=True) == 0.0
+    one = Held(ONE, "aaaaaaaaaaaaab")
+    assert one.lanes.linger_s(ONE, is_busy=True) == pytest.approx(0.01), "one of each key: two events"
+    alone = Held(ALONE, "a")
+    assert alone.lanes.linger_s(ALONE, is_busy=True) == 0.0, "no other key could fill it"
 
 
 def test_events_of_several_calls_keep_their_order() -> None:

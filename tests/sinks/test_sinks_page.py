@@ -21,9 +21,14 @@ ENVIRON = {"HOOK_TOKEN": "t", "TRACKING_ID": "t-1", "USERS_ARN": ARN, "CRM_USER"
 def test_the_configuration_and_the_definition_on_the_page_are_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sinks, definition = re.findall(r"```yaml\n(.*?)```", (DOCS / "sinks.md").read_text(), re.DOTALL)
+    sinks, definition, answers = re.findall(r"```yaml\n(.*?)```", (DOCS / "sinks.md").read_text(), re.DOTALL)
     (tmp_path / "customerio.yaml").write_text(definition)
     assert load_part(tmp_path / "customerio.yaml", Destination, ENVIRON).batch.max_events == 500
+    (tmp_path / "answers.yaml").write_text(f"url: https://crm.example\n{answers}")
+    found = load_part(tmp_path / "answers.yaml", Destination, ENVIRON).answer
+    assert (
+        found.items is not None and found.items.others == "again" and found.codes is not None and found.partly == (207,)
+    )
     for name in ("CIO_SITE_ID", "CIO_API_KEY"):
         monkeypatch.setenv(name, "x")
     tree = yaml.safe_load(sinks) | {"sources": {"shop": {"type": "postgres", "dsn": "host=none"}}}

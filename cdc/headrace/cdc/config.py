@@ -107,7 +107,7 @@ class ServerConfig(Section, frozen=True):
                 raise ValueError(f'scopes names "{name}", which is no token')
 
 
-_Processes = Annotated[
+PROCESSES = Annotated[
     Annotated[int, Meta(ge=1, le=64)] | Literal["auto"],
     Meta(
         description="How many processes `headrace run` is: the first keeps sources, log and server, features get one of their own, and sinks are dealt out "
@@ -279,7 +279,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         ]
     pipeline = _build(PipelineConfig, _or_empty(tree.get("pipeline")), "pipeline", problems)
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
-    processes = _build(_Processes, 1 if tree.get("processes") is None else tree["processes"], "processes", problems)
+    processes = _build(PROCESSES, 1 if tree.get("processes") is None else tree["processes"], "processes", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
     }
@@ -524,7 +524,7 @@ def json_schema() -> dict[str, Any]:
             "pipeline": {"anyOf": [by_part["pipeline"], empty]},
             "privacy": {"anyOf": [by_part["privacy"], empty]},
             "server": {"anyOf": [by_part["server"], empty]},
-            "processes": msgspec.json.schema(_Processes),
+            "processes": msgspec.json.schema(PROCESSES),
             **own,
         },
         "$defs": definitions,
@@ -548,6 +548,7 @@ def _unit_schema(kind: type[Any]) -> dict[str, Any]:
 
 
 __all__ = [
+    "PROCESSES",
     "Choice",
     "ColumnsConfig",
     "Config",

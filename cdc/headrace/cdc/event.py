@@ -11,7 +11,7 @@ JSON inside events is bytes: nobody decodes a property before somebody asks for 
 from __future__ import annotations
 
 import enum
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -214,67 +214,3 @@ def key_text(value: Value) -> str:
     if value is False:
         return "false"
     return value if isinstance(value, str) else str(value)
-
-
-_EMPTY: Final = b"{}"
-
-
-def event_line(event: CustomerEvent, *, partition: int, offset: int) -> dict[str, Any]:
-    """The event as the one JSON object that ``headrace tail --json`` prints and ``GET /v1/events`` serves.
-
-    JSON that the event holds as bytes is embedded as it is (msgspec.Raw): encode the result with ``msgspec.json``.
-    """
-    line: dict[str, Any] = {
-        "id": event.id,
-        "partition": partition,
-        "offset": offset,
-        "kind": event.kind,
-        "name": event.name,
-        "customer_key": event.key,
-        "user_id": event.user_id,
-        "anonymous_id": event.anonymous_id,
-        "occurred_us": event.occurred_us,
-        "committed_us": event.committed_us,
-        "received_us": event.received_us,
-        "source": event.source,
-        "position": event.position,
-    }
-    row = event.row
-    if row is None:
-        line["properties"] = msgspec.Raw(event.properties)
-        line["context"] = None if event.context is None else msgspec.Raw(event.context)
-        if event.sdk is not None:
-            line |= _sdk_line(event.sdk)
-        return line
-    has_after = row.op in ("insert", "update", "read", "message")
-    line |= {
-        "schema": row.schema,
-        "table": row.table,
-        "op": row.op,
-        "key": None if row.key is None else msgspec.Raw(row.key),
-        "before": None if row.before is None else msgspec.Raw(row.before),
-        "after": msgspec.Raw(event.properties) if has_after else None,
-        "unchanged": row.unchanged,
-        "undecodable": row.undecodable,
-        "transaction_id": row.xid or None,
-        "ordinal": row.ordinal,
-        "last_in_transaction": row.is_last,
-        "schema_version": row.schema_version,
-    }
-    if row.op == "schema":
-        line["properties"] = msgspec.Raw(event.properties)
-    return line
-
-
-def _sdk_line(sdk: SdkPart) -> dict[str, Any]:
-    return {
-        "writer": sdk.writer,
-        "message_id": sdk.message_id,
-        "group_id": sdk.group_id,
-        "previous_id": sdk.previous_id,
-        "category": sdk.category,
-        "channel": sdk.channel,
-        "original_timestamp": sdk.original_timestamp,
-        "sent_at": sdk.sent_at,
-        "integrations": None if sdk.integrations is None else msgspec.Raw(sdk.integrations),
-    }

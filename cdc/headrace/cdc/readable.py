@@ -1,4 +1,4 @@
-"""An event as one line for people. What a machine reads is event.event_line.
+"""An event as one line for people. What a machine reads is eventline.py.
 
 Row data may hold anything, terminal control sequences too: every character that isn't printable is shown escaped.
 """

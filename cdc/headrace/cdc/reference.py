@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 
 from headrace.cdc.config import (
+    PROCESSES,
     Choice,
     Duration,
     EventConfig,
@@ -49,8 +50,11 @@ def configuration_page() -> str:
         "server": ("", ServerConfig),
         **{key: _consumer(kind) for key, kind in consumers.items()},
     }
+    processes, meta = _annotation(PROCESSES)
+    assert meta is not None and meta.description
     lines = [_HEAD.rstrip("\n")]
     lines += [f"| [`{key}`](#{key}) | {before}{_plain_doc(kind)} |" for key, (before, kind) in top.items()]
+    lines.append(f"| `processes` | {_type(processes, meta)}, default `1`: {meta.description} |")
     seen: list[type[Choice]] = []
     paths = {"sources": "sources.NAME", "events": "events.SCHEMA.TABLE"}
     paths |= {key: f"{key}.NAME" for key, kind in consumers.items() if get_origin(kind) is dict}

@@ -113,6 +113,8 @@ class Dispatcher:
         self._intakes: list[Intake] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._requests = 0
+        self._enough = max(1, section.concurrency // 4)
+        """Requests under way from which on one that isn't full may wait for more."""
         self._has_more = False
         self._in_flight = 0
         self._wake = asyncio.Event()
@@ -303,7 +305,7 @@ class Dispatcher:
             while idle < count and self._requests < self._section.concurrency and self.breaker.admits(now_s):
                 lanes = self._lanes[self._turn % count]
                 self._turn += 1
-                linger_s = lanes.linger_s(call)
+                linger_s = lanes.linger_s(call, is_busy=self._requests >= self._enough)
                 if linger_s is None or linger_s > now_s:
                     idle += 1
                     if linger_s is not None:

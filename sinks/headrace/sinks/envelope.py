@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, TypeAlias
 import msgspec
 
 from headrace.cdc import __version__
-from headrace.cdc.event import CustomerEvent, RowPart, SchemaEvent, event_line
+from headrace.cdc.event import CustomerEvent, RowPart, SchemaEvent
+from headrace.cdc.eventline import EventLine, event_line
 
 Envelope: TypeAlias = Literal["headrace", "cloudevents", "debezium", "segment"]
 Place: TypeAlias = tuple[int, int] | None
@@ -42,13 +43,9 @@ _decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_schema = msgspec.json.Decoder(SchemaEvent).decode
 
 
-def whole(event: CustomerEvent, place: Place = None) -> dict[str, Any]:
+def whole(event: CustomerEvent, place: Place = None) -> EventLine:
     """The event line of ``headrace tail --json``; without partition and offset where there is no place."""
-    if place is not None:
-        return event_line(event, partition=place[0], offset=place[1])
-    line = event_line(event, partition=0, offset=0)
-    del line["partition"], line["offset"]
-    return line
+    return event_line(event) if place is None else event_line(event, partition=place[0], offset=place[1])
 
 
 def cloud_event(event: CustomerEvent, place: Place = None) -> dict[str, Any]:
@@ -222,7 +219,7 @@ def _with(raw: bytes, more: dict[str, Any]) -> bytes:
     return _encode(more) if not body[1:-1].strip() else b"%b,%b" % (body[:-1], _encode(more)[1:])
 
 
-SHAPES: Final[dict[Envelope, Callable[[CustomerEvent, Place], dict[str, Any]]]] = {
+SHAPES: Final[dict[Envelope, Callable[[CustomerEvent, Place], dict[str, Any] | EventLine]]] = {
     "headrace": whole,
     "cloudevents": cloud_event,
     "debezium": debezium,

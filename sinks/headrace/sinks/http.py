@@ -30,7 +30,7 @@ from headrace.sinks.verdict import Answer, outage
 _REPLAY: Final = "Headrace-Replay"
 
 
-class _Request(msgspec.Struct, frozen=True):
+class _Request(msgspec.Struct, frozen=True, gc=False):
     """What one event adds: its body, and what of the request depends on it."""
 
     body: bytes
@@ -47,8 +47,21 @@ class _Action:
         self.body = Template(config.body)
         url = urljoin(destination.url, config.url) if config.url.startswith("/") else config.url or destination.url
         self.url = Text(url, is_quoted=True)
+        self.fixed_url = self.url.constant
         self.method = config.method or destination.method
         self.headers = {name: Text(value) for name, value in destination.headers.items()}
+        constants = {name: text.constant for name, text in self.headers.items()}
+        self.fixed_headers = {name: text for name, text in constants.items() if text is not None}
+        self.other_headers = {name: text for name, text in self.headers.items() if text.constant is None}
+
+    def request(self, subject: Subject) -> _Request:
+        """What an event adds. Raises Unfit."""
+        body = self.body.json(subject)
+        url = self.url.value(subject) if self.fixed_url is None else self.fixed_url
+        headers = self.fixed_headers
+        if self.other_headers:
+            headers = headers | {name: text.value(subject) for name, text in self.other_headers.items()}
+        return _Request(body, url, headers)
 
 
 class HttpSink:
@@ -124,14 +137,11 @@ class HttpSink:
         """See Sink."""
         if self._destination.returns is not None and event.source.startswith(RETURNED_SOURCE):
             return None  # or an answer would be asked about for ever
-        action = next((each for each in self._actions if each.wants(event)), None)
-        if action is None:
-            return None
-        subject = Subject(event)
-        body = action.body.json(subject)
-        headers = {name: text.value(subject) for name, text in action.headers.items()}
-        request = _Request(body, action.url.value(subject), headers)
-        return Item(offset, key, event, action.name, "", request, len(body) + 1)
+        for action in self._actions:
+            if action.wants(event):
+                request = action.request(Subject(event))
+                return Item(offset, key, event, action.name, "", request, len(request.body) + 1)
+        return None
 
     async def send(self, call: str, items: Sequence[Item]) -> Answer:
         """See Sink."""

@@ -92,10 +92,12 @@ class Intake:
             events = batch.events if end is None else batch.events[: end - first]
             self._drop_times()
             self._times.append((first, events[0].committed_us))
+            is_far_behind = len(events) >= _FAR_BEHIND
             for start in range(0, len(events), _SLICE):
                 await self._until_scan()
+                lanes.is_filling = is_far_behind and start + _SLICE < len(events)
                 self._hold_slice(first + start, events[start : start + _SLICE])
-                await let_others(self._clock, is_far_behind=len(events) >= _FAR_BEHIND)
+                await let_others(self._clock, is_far_behind=is_far_behind)
 
     async def reread(self) -> None:
         """Serve the keys whose events were left in the log, for ever. Raises LogError as the log does."""
@@ -119,6 +121,9 @@ class Intake:
 
     async def _until_scan(self) -> None:
         while not self._lanes.may_scan:
+            if self._lanes.is_filling:
+                self._lanes.is_filling = False
+                self._wake.set()
             self._room.clear()
             await self._room.wait()
 

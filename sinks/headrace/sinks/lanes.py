@@ -40,6 +40,8 @@ MAX_SPAN: Final = 400_000
 """Offsets between cursor and scan: one bit each must fit into the cursor's state blob of 64 KiB."""
 
 _OBJECT_BYTES: Final = 800
+_BUSY_LINGER_S: Final = 0.01
+"""Long enough for a request that is under way to make room for a fuller one, and too short to be felt."""
 _FIRST_BACKOFF_S: Final = 0.1
 _LONGEST_BACKOFF_S: Final = 30.0
 
@@ -54,6 +56,64 @@ class _Lane:
         """Of these, how many from the head are in flight."""
         self.outages = 0
         """Requests of the present head that ended without a verdict."""
+
+
+class _Ready:
+    """Lanes whose heads may be sent by one call. Those that hold a whole request's events begin every second request.
+
+    A long lane's requests go one after the other, so each one's wait, and each event that it could have had besides, delays all that is
+    behind it. Every second: so that no number of long lanes keeps the short ones waiting.
+    """
+
+    __slots__ = ("_began_long", "_call", "_from", "_long", "_short", "since_s")
+
+    def __init__(self, call: CallSpec) -> None:
+        self._call = call
+        self._short: deque[_Lane] = deque()
+        self._long: deque[_Lane] = deque()
+        self._from = self._short
+        """Where the next lane of the request comes from."""
+        self._began_long = False
+        self.since_s = 0.0
+        """Since when there are lanes."""
+
+    def __bool__(self) -> bool:
+        return bool(self._short or self._long)
+
+    def push(self, lane: _Lane, now_s: float) -> None:
+        if not self:
+            self.since_s = now_s
+        (self._long if len(lane.items) >= self._call.max_events > 1 else self._short).append(lane)
+
+    def begin(self) -> None:
+        """A request begins."""
+        self._began_long = bool(self._long) and not (self._began_long and self._short)
+        self._from = self._long if self._began_long else self._short
+
+    def first(self) -> _Lane | None:
+        """The next lane of the request. After its first one come short ones; of a run only these, for a part of a long lane's would be lost to it."""
+        if not self._from and not self._call.is_run:
+            self._from = self._long
+        return self._from[0] if self._from else None
+
+    def pop(self) -> None:
+        """Take the first out."""
+        self._from.popleft()
+        if self._short:
+            self._from = self._short
+
+    def would_fill(self) -> bool:
+        """Whether a request has all the events that it can have, if nothing else ends it before."""
+        call = self._call
+        if self._long and call.is_run:
+            return True
+        room = call.max_events - len(self._long) - len(self._short)
+        if room > 0 and call.is_run:
+            for lane in self._short:
+                room -= len(lane.items) - 1
+                if room <= 0:
+                    break
+        return room <= 0
 
 
 class Flight(msgspec.Struct, gc=False):
@@ -97,6 +157,8 @@ class Lanes:
         self.ledger = ledger
         self.held = 0
         self.held_bytes = 0
+        self.is_filling = False
+        """More events are about to be held, without waiting for anything."""
         self._window = window
         self._window_bytes = window_bytes
         self._share = share if share is not None else max(min(256, window), window // 16)
@@ -105,8 +167,7 @@ class Lanes:
         self._is_holding = is_holding
         self._max_span = max_span
         self._lanes: dict[str, _Lane] = {}
-        self._ready: dict[str, deque[_Lane]] = {call.name: deque() for call in (*calls, DEAD)}
-        self._ready_since_s: dict[str, float] = dict.fromkeys(self._ready, 0.0)
+        self._ready: dict[str, _Ready] = {call.name: _Ready(call) for call in (*calls, DEAD)}
         self._timers: list[tuple[float, int, _Lane, bool]] = []
         self._timer_number = 0
         self._left: dict[str, int] = {}
@@ -199,14 +260,21 @@ class Lanes:
         """When the next pause ends."""
         return self._timers[0][0] if self._timers else None
 
-    def linger_s(self, call: CallSpec) -> float | None:
-        """Until when a request of this call should wait for more events; None: nothing is ready."""
+    def linger_s(self, call: CallSpec, *, is_busy: bool = False) -> float | None:
+        """Until when a request of this call should wait for more events; None: nothing is ready.
+
+        is_busy: enough requests are under way to keep the destination at work. One that isn't full waits a little then, or while more is
+        coming: it would cost as much as a full one, and delay what comes behind it.
+        """
         ready = self._ready[call.name]
         if not ready:
             return None
-        if len(ready) >= call.max_events:
+        if ready.would_fill():
             return 0.0
-        return self._ready_since_s[call.name] + call.linger_s
+        wait_s = (
+            max(call.linger_s, _BUSY_LINGER_S) if (is_busy or self.is_filling) and call.joins_keys else call.linger_s
+        )
+        return ready.since_s + wait_s
 
     def take(self, call: CallSpec, limit: int | None = None) -> Flight | None:
         """The next request of this call; None when nothing is ready for it. limit: events at most, below the call's own."""
@@ -217,8 +285,8 @@ class Lanes:
         bytes_left = call.max_bytes
         items: list[Item] = []
         lanes: list[_Lane] = []
-        while ready and room > 0:
-            lane = ready[0]
+        ready.begin()
+        while room > 0 and (lane := ready.first()) is not None:
             group = lane.items[0].group
             most = room if call.is_run else 1
             taken = 0
@@ -232,7 +300,7 @@ class Lanes:
                 taken += 1
             if taken == 0:
                 break
-            ready.popleft()
+            ready.pop()
             lane.taken = taken
             lanes.append(lane)
             room -= taken
@@ -319,11 +387,7 @@ class Lanes:
         return lane is None or len(lane.items) <= self._share // 2
 
     def _make_ready(self, lane: _Lane, now_s: float) -> None:
-        call = lane.items[0].call
-        ready = self._ready[call]
-        if not ready:
-            self._ready_since_s[call] = now_s
-        ready.append(lane)
+        self._ready[lane.items[0].call].push(lane, now_s)
 
     def _back_off(
         self, lane: _Lane, after_s: float | None, now_s: float, random: Callable[[], float], *, is_verdict: bool

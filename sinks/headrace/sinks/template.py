@@ -36,6 +36,7 @@ _REFERENCE: Final = re.compile(r"\{\{|\}\}|\{([a-z_]+)((?:\.[^.{}|!:]+)*)(:[a-z0
 _NO_WORD: Final = re.compile(r"[^A-Za-z0-9]+")
 _WHOLE: Final = re.compile(r"-?\d{1,18}")
 _decode = msgspec.json.decode
+_encode = msgspec.json.Encoder().encode
 
 
 class _Missing:
@@ -115,7 +116,7 @@ class Template:
 
     def json(self, subject: Subject) -> bytes:
         """The value as JSON."""
-        return msgspec.json.encode(self.value(subject))
+        return _encode(self.value(subject))
 
 
 class Text:

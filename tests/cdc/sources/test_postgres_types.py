@@ -12,7 +12,7 @@ import pytest
 from fix_servers import Database, drop_slot
 from fold import PINNED
 from headrace.cdc.decode.pgtypes import TYPES
-from headrace.cdc.event import event_line
+from headrace.cdc.eventline import RowLine, event_line
 from headrace.cdc.process.normalise import Normaliser
 
 MakeReader = Callable[..., Awaitable[Any]]
@@ -365,8 +365,8 @@ async def test_bytes_that_are_no_text_are_marked_not_guessed(database: Database,
                 await r.until(lambda: bool(r.changes))
                 (event,) = Normaliser("shop", {}).events(r.changes, 0)
                 line = event_line(event, partition=0, offset=0)
-                assert line["undecodable"] == ("v",)
-                assert msgspec.json.decode(msgspec.json.encode(line["after"])) == {"id": 1}
+                assert isinstance(line, RowLine) and line.undecodable == ("v",)
+                assert msgspec.json.decode(msgspec.json.encode(line.after)) == {"id": 1}
             finally:
                 await r.stop()
             drop_slot(admin, r.source._server.slot)

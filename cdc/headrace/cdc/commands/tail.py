@@ -20,8 +20,9 @@ import msgspec
 from headrace.cdc.command import Command, config_argument
 from headrace.cdc.config import Config, load
 from headrace.cdc.errors import ConfigError
-from headrace.cdc.event import CustomerEvent, Kind, event_line
+from headrace.cdc.event import CustomerEvent, Kind
 from headrace.cdc.eventfilter import EventFilter
+from headrace.cdc.eventline import event_line
 from headrace.cdc.log.base import LogBatch
 from headrace.cdc.log.reader import LogReader, open_reader
 from headrace.cdc.readable import ReadableLines
