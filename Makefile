@@ -3,7 +3,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint types format bench bench-rivals figures crash campaign docs build clean
+.PHONY: help demo test matrix lint types format bench bench-rivals figures soak crash campaign docs build clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -53,6 +53,11 @@ figures: ## measure what the README shows, beside Debezium, Feast and others, an
 	@.ci/venv.sh test
 	@.ci/rivals.sh
 	@.venv/bin/python .ci/figures.py --measure
+
+soak: ## an hour of steady load from Postgres to Redis, drawn in docs/soak.svg; ARGS="--seconds 900" is shorter
+	@.ci/servers.sh
+	@.ci/venv.sh test
+	@.venv/bin/python .ci/soak.py --measure $(ARGS)
 
 crash: ## the long campaigns, as the crash tests' (marker campaign)
 	@.ci/servers.sh

@@ -40,6 +40,7 @@ for name in "${names[@]}"; do
             personalize_calls) short=(--calls 3000 --rounds 1) ;;
             decay) short=(--entities 5000) ;;
             fanout) short=(--events 50000 --seconds 3) ;;
+            scaling) short=(--scale 0.02) ;;
             delivery) short=(--events 50000) ;;
         esac
     fi

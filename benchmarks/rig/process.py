@@ -70,6 +70,14 @@ class Headrace:
         """Appended to the log so far."""
         return int(self.source().get("appended_rows") or 0)
 
+    def is_up(self) -> bool:
+        """Its server answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/healthz", timeout=5):
+                return True
+        except OSError:
+            return False
+
     def is_ready(self) -> bool:
         """Every part is: the source streams."""
         try:

@@ -167,6 +167,9 @@ def test_several_processes_answer_as_one_does(tmp_path: Path, hook: Hook, proces
         helped = [line.split()[2] for line in metrics.splitlines() if line.startswith("# HELP")]
         assert len(helped) == len(set(helped))
         assert "headrace_features_freshness_seconds_count 60.0" in metrics
+        assert f'headrace_further_cpu_seconds_total{{process="{processes - 1}"}}' in metrics
+        assert all(each["cpu_s"] > 0 and each["peak_bytes"] > 1 << 20 for each in status["processes"])
+        assert status["compiled"].keys() >= {"headrace.features.kernel"}
         assert shop.get("/v1/features/views/nothere")[0] == 404
         assert shop.get("/nothere") == (
             404,

@@ -39,6 +39,7 @@ from headrace.cdc.web import WebServer
 _log = logging.getLogger("headrace.app")
 
 _RETAIN_EVERY_S = 60.0
+_ADVISE_EVERY_S = 60.0
 
 
 class Application:
@@ -161,6 +162,7 @@ class Application:
                 tasks += [group.create_task(host.run(started)) for host in hosts.hosts]
                 tasks += [group.create_task(self._keeper.keep_running(consumer)) for consumer in consumers]
                 tasks.append(group.create_task(self._retain(log)))
+                tasks.append(group.create_task(_advise(hosts)))
                 await stop.wait()
                 await end(tasks)
         except BaseExceptionGroup as failed:
@@ -192,6 +194,17 @@ class Application:
                 )
             statuses[capture.source.name] = status
         return statuses | {source.name: source.status() for source in self._pushed}
+
+
+async def _advise(hosts: Hosts) -> None:
+    """One line, once, when this process is at its end and could share its work."""
+    while True:
+        before_s, cpu_s = time.monotonic(), time.process_time()
+        await asyncio.sleep(_ADVISE_EVERY_S)
+        told = hosts.advice((time.process_time() - cpu_s) / (time.monotonic() - before_s))
+        if told is not None:
+            _log.warning("%s", told)
+            return
 
 
 async def _forget_unused(log: EventLog, used: set[str]) -> None:

@@ -91,6 +91,10 @@ class OtherProcesses(Protocol):
         """One object of JSON types for each."""
         ...
 
+    def compiled(self) -> dict[str, bool]:
+        """Hot modules that any of them has loaded; False where one runs the plain file."""
+        ...
+
     def collector(self) -> Collector:
         """What they count, as of the last ``refresh``."""
         ...

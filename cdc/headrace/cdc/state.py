@@ -90,6 +90,8 @@ class ProcessState:
         now = self._clock()
         numbers = capture_numbers(self._registry)
         compiled = compiled_modules()
+        for name, is_compiled in ({} if self._others is None else self._others.compiled()).items():
+            compiled[name] = compiled.get(name, True) and is_compiled
         troubles = self._troubles()
         # Sources before the log's ends before the consumers: what a source calls durable then lies below the ends told beside it.
         sources = {

@@ -35,6 +35,11 @@ def show(document: dict[str, Any], *, now: float) -> None:
     _sources(console, document["sources"])
     _log(console, document["log"])
     _consumers(console, document["consumers"])
+    for each in document.get("processes", ()):
+        kept = ", ".join(each["consumers"])
+        console.print(
+            Text(f"  process {each['process']}, pid {each['pid']}: {kept}; {_bytes(each['peak_bytes'])} at most", "dim")
+        )
     for part, reason in document["troubles"].items():
         console.print(Text(f"trouble  {part}: {reason}", "red"))
 

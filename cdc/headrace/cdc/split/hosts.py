@@ -8,10 +8,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -22,12 +22,15 @@ from headrace.cdc.split.allot import Part, allot, movable
 from headrace.cdc.split.host import WorkerHost
 from headrace.cdc.split.logshare import shareable
 
+_BUSY: Final = 0.9
+
 
 class Hosts:
     """See the module. Without further processes it is empty, and costs nothing."""
 
     def __init__(self, config: Config, log: EventLog, is_copying: Callable[[], bool]) -> None:
         """Raises ConfigError for a log that one process alone can have."""
+        self._config = config
         count = wanted(config.processes)
         kept = [] if count == 1 else allot(movable(config, plugins("headrace.consumers")), count)
         self._folder = Path(tempfile.mkdtemp(prefix="headrace-")) if kept else None  # 0700
@@ -55,9 +58,33 @@ class Hosts:
     def status(self) -> list[dict[str, Any]]:
         """Of each further process."""
         return [
-            {"process": host.number, "pid": host.pid, "consumers": [consumer.name for consumer in host.consumers()]}
+            {
+                "process": host.number,
+                "pid": host.pid,
+                "consumers": [consumer.name for consumer in host.consumers()],
+                "cpu_s": round(host.report.cpu_s, 2),
+                "peak_bytes": host.report.peak_bytes,
+            }
             for host in self.hosts
         ]
+
+    def compiled(self) -> dict[str, bool]:
+        """Hot modules that any of them has loaded; False where one runs the plain file."""
+        found: dict[str, bool] = {}
+        for host in self.hosts:
+            for name, is_compiled in host.report.compiled.items():
+                found[name] = found.get(name, True) and is_compiled
+        return found
+
+    def advice(self, busy: float) -> str | None:
+        """What to tell a person when this process alone does everything and has been busy for a while; busy: share of a core, 1.0 = all of it."""
+        parts = len(movable(self._config, plugins("headrace.consumers")))
+        if busy < _BUSY or self._config.processes != 1 or not parts or wanted("auto") == 1:
+            return None
+        return (
+            f"this process has been busy for {busy:.0%} of the last minute, and there are {wanted('auto')} cores:"
+            f' "processes: {min(1 + parts, wanted("auto"))}" in the configuration gives features and sinks cores of their own'
+        )
 
     def collector(self) -> Collector:
         """What the processes count, as it was at the last ``refresh``."""
@@ -80,8 +107,14 @@ class _Away(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """A family that several processes have is one, with the samples of all."""
-        families: dict[str, Metric] = {}
+        cpu = CounterMetricFamily("headrace_further_cpu_seconds", "CPU of a further process.", labels=["process"])
+        peak = GaugeMetricFamily(
+            "headrace_further_peak_resident_bytes", "Memory that it had at most.", labels=["process"]
+        )
+        families: dict[str, Metric] = {cpu.name: cpu, peak.name: peak}
         for host in self._hosts:
+            cpu.add_metric([str(host.number)], host.report.cpu_s)
+            peak.add_metric([str(host.number)], host.report.peak_bytes)
             for family in text_string_to_metric_families(host.report.metrics):
                 known = families.setdefault(family.name, family)
                 if known is not family:

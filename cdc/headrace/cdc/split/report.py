@@ -19,11 +19,13 @@ class ConsumerReport(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """metrics: Prometheus text. compiled: see state.compiled_modules."""
+    """metrics: Prometheus text. compiled: see state.compiled_modules. cpu_s: of all its threads so far. peak_bytes: resident, at most so far."""
 
     consumers: dict[str, ConsumerReport]
     metrics: str
     compiled: dict[str, bool]
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
 
 
 __all__ = ["REPORT_PATH", "ConsumerReport", "Report"]

@@ -16,9 +16,11 @@ import itertools
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -169,6 +171,8 @@ class Worker:
             },
             generate_latest(self._registry).decode(),
             compiled_modules(),
+            time.process_time(),
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
         return web.Response(body=msgspec.json.encode(report), content_type="application/json")
 
