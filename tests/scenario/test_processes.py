@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -265,3 +267,80 @@ def test_a_log_in_memory_belongs_to_one_process(tmp_path: Path, hook: Hook) -> N
     )  # fmt: skip
     assert told.returncode == 2, told.stderr
     assert "processes: the log of type memory belongs to one process alone" in told.stderr
+
+
+def test_a_connection_is_answered_whole_wherever_its_first_request_took_it(tmp_path: Path, hook: Hook) -> None:
+    shop = Shop(tmp_path, hook, processes=2)
+    shop.config.write_text(
+        shop.config.read_text().replace(
+            "server: {listen", 'server: {tokens: {reader: "secret", ops: "other"}, scopes: {reader: [features]}, listen'
+        )
+    )
+    shop.start()
+    reads = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    may_all = reads | {"Authorization": "Bearer other"}
+    features = json.dumps({"features": ["views:n"], "entities": {"customer_id": ["c1"]}}).encode()
+
+    def asked(
+        link: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str], body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        link.request(method, path, body, headers)
+        answer = link.getresponse()
+        return answer.status, answer.read()
+
+    def is_ready() -> bool:
+        link = http.client.HTTPConnection("127.0.0.1", shop.port, timeout=20)
+        try:
+            return asked(link, "GET", "/readyz", {})[0] == 200
+        except OSError:
+            return False
+        finally:
+            link.close()
+
+    try:
+        shop.wait_until(is_ready, "ready")
+        shop.track("c1", 1)
+        link = http.client.HTTPConnection("127.0.0.1", shop.port, timeout=20)
+        # The first request takes the connection to the features' process ...
+        status, told = asked(link, "POST", "/get-online-features", reads, features)
+        assert status == 200
+        local = link.sock.getsockname() if link.sock else None
+        assert asked(link, "POST", "/get-online-features", {"Content-Type": "application/json"}, features)[0] == 401
+        assert asked(link, "GET", "/v1/status", reads)[0] == 403, "a token of readers only"
+        # ... and what that one doesn't know is asked of the first.
+        status, told = asked(link, "GET", "/v1/status", may_all)
+        assert status == 200 and json.loads(told)["processes"][0]["consumers"][0] == "features"
+        assert asked(link, "GET", "/-/report", may_all)[0] == 404, "only the first process may ask that"
+        link.request("GET", "/v1/stream?from=earliest", headers=may_all)
+        answer = link.getresponse()
+        piece = b""
+        while b'"Viewed"' not in piece:
+            piece += answer.read1(4096)
+        assert link.sock is None or link.sock.getsockname() == local, "one connection all the time"
+        link.close()
+        # A body that comes late, byte by byte, after the connection was handed on.
+        head = (
+            b"POST /get-online-features HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\nContent-Length: %d\r\n\r\n"
+            % len(features)
+        )
+        with socket.create_connection(("127.0.0.1", shop.port), timeout=20) as slow:
+            for piece in (head[:9], head[9:60], head[60:]):
+                slow.sendall(piece)
+                time.sleep(0.05)  # so that it isn't one packet
+            for place in range(0, len(features), 20):
+                slow.sendall(features[place : place + 20])
+            found = b""
+            while b'"values"' not in found:
+                found += slow.recv(4096)
+            assert found.startswith(b"HTTP/1.1 200")
+            slow.sendall(
+                b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer other\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            )
+            while b"421" not in found:
+                piece = slow.recv(4096)
+                assert piece, found
+                found += piece
+        shop.terminate()
+        assert "Traceback" not in shop.said()
+    finally:
+        shop.end()

@@ -112,6 +112,7 @@ class Application:
                 others=hosts,
             )
             await server.start()
+            hosts.reachable(server.url)
             try:
                 await self._supervise(stop, consumers, hosts, log, server, on_ready)
             finally:

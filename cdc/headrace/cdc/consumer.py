@@ -6,6 +6,7 @@ server and supervises its ``run``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -85,6 +86,10 @@ class OtherProcesses(Protocol):
 
     def routes(self) -> Sequence[web.RouteDef]:
         """To mount last: requests that no route of this process takes."""
+        ...
+
+    def protocol(self, maker: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
+        """Protocols that look at a connection's first request before those of maker do: it may be one for another process."""
         ...
 
     def status(self) -> list[dict[str, Any]]:

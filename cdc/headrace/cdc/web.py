@@ -51,9 +51,9 @@ MAX_BODY_BYTES = 8 << 20
 _SHUTDOWN_S = 0.4
 """aiohttp waits so long for handlers to end by themselves and once more after cancelling them: a stop takes less than a second."""
 
-_IDLE_S = 75.0
+IDLE_S = 75.0
 """A connection that sends no whole request for so long is closed."""
-_LINGER_S = 2.0
+LINGER_S = 2.0
 """What is left of a refused body is read for so long, so that the client sees the answer and not a reset."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -62,6 +62,44 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class _SnapshotRequest(msgspec.Struct, forbid_unknown_fields=True):
     tables: Annotated[list[str], msgspec.Meta(min_length=1)]
     where: str = ""
+
+
+class Guard:
+    """Who is let in: with tokens whoever has one that may, without them this machine's own programs. Raises ConfigError for a token that can't be used."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.tokens = Tokens(config.tokens, config.scopes)
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        """The answer to a request that isn't let in."""
+        if self.tokens:
+            scopes = self.tokens.admit(request.headers.get("Authorization"))
+            if scopes is not None:
+                wanted = scope_of(request.method, request.path)
+                if wanted in scopes or ADMIN in scopes:
+                    return None
+                return error_response(
+                    403,
+                    f"this token may {', '.join(sorted(scopes)) or 'nothing'}, and the route wants {wanted}",
+                    "use another token, or give this one more under server.scopes",
+                )
+            refused = error_response(
+                401,
+                "this route wants a bearer token, and the request has none that is known",
+                'send the header "Authorization: Bearer TOKEN" with a token of server.tokens',
+            )
+            # A browser that opens a page gets its own dialogue (the token goes in as password); programs are told Bearer.
+            is_page = request.path in ("/", "/features")
+            scheme = 'Basic realm="headrace: token as password"' if is_page else 'Bearer realm="headrace"'
+            refused.headers["WWW-Authenticate"] = scheme
+            return refused
+        if is_local_host(request.host):
+            return None
+        return error_response(
+            403,
+            "without tokens only requests to localhost are answered, and this one names another host",
+            "use http://127.0.0.1 or http://localhost, or set a token under server.tokens",
+        )
 
 
 class WebServer:
@@ -88,8 +126,8 @@ class WebServer:
         Raises ConfigError when server.listen or a token can't be used, ServerError for a public address without tokens or write keys.
         """
         self._address = ListenAddress.parse(config.listen)
-        self._tokens = Tokens(config.tokens, config.scopes)
-        if not self._tokens and not is_loopback(self._address.host):
+        self._guarding = Guard(config)
+        if not self._guarding.tokens and not is_loopback(self._address.host):
             raise ServerError(
                 f"server.listen is {self._address}, which other machines can reach, and server.tokens is empty: "
                 "anybody could read every event",
@@ -167,8 +205,8 @@ class WebServer:
             access_log=None,
             shutdown_timeout=_SHUTDOWN_S,
             handle_signals=False,
-            keepalive_timeout=_IDLE_S,
-            lingering_time=_LINGER_S,
+            keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
             logger=http_log(),
             auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
         )
@@ -176,10 +214,12 @@ class WebServer:
         try:
             await runner.setup()
             assert runner.server is not None
-            maker: Callable[[], asyncio.Protocol] = FirstHead(runner.server, lambda: _IDLE_S)
+            maker: Callable[[], asyncio.Protocol] = FirstHead(runner.server, lambda: IDLE_S)
             for source in self._pushed:
                 maker = quick = source.protocol(maker)
                 self._quick.append(quick)
+            if self._others is not None:
+                maker = self._others.protocol(maker)
             loop = asyncio.get_running_loop()
             for sock in sockets:
                 self._listeners.append(await loop.create_server(maker, sock=sock, backlog=BACKLOG))
@@ -205,40 +245,10 @@ class WebServer:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """One middleware for rights and errors: each costs every request."""
         if request.path not in _OPEN_PATHS and request.match_info.handler not in self._own_rights:
-            refusal = self._refusal(request)
+            refusal = self._guarding.refusal(request)
             if refusal is not None:
                 return refusal
         return await answered(request, handler)
-
-    def _refusal(self, request: web.Request) -> web.Response | None:
-        if self._tokens:
-            scopes = self._tokens.admit(request.headers.get("Authorization"))
-            if scopes is not None:
-                wanted = scope_of(request.method, request.path)
-                if wanted in scopes or ADMIN in scopes:
-                    return None
-                return error_response(
-                    403,
-                    f"this token may {', '.join(sorted(scopes)) or 'nothing'}, and the route wants {wanted}",
-                    "use another token, or give this one more under server.scopes",
-                )
-            refused = error_response(
-                401,
-                "this route wants a bearer token, and the request has none that is known",
-                'send the header "Authorization: Bearer TOKEN" with a token of server.tokens',
-            )
-            # A browser that opens a page gets its own dialogue (the token goes in as password); programs are told Bearer.
-            is_page = request.path in ("/", "/features")
-            scheme = 'Basic realm="headrace: token as password"' if is_page else 'Bearer realm="headrace"'
-            refused.headers["WWW-Authenticate"] = scheme
-            return refused
-        if is_local_host(request.host):
-            return None
-        return error_response(
-            403,
-            "without tokens only requests to localhost are answered, and this one names another host",
-            "use http://127.0.0.1 or http://localhost, or set a token under server.tokens",
-        )
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

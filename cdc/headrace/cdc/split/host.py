@@ -20,13 +20,14 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 from aiohttp import web
-from multidict import CIMultiDict
 
 from headrace.cdc.config import Config
 from headrace.cdc.consumer import Health
 from headrace.cdc.errors import Action, HeadraceError
 from headrace.cdc.keeping import Pauses
 from headrace.cdc.split.allot import Part
+from headrace.cdc.split.forward import forward
+from headrace.cdc.split.handover import give, pair
 from headrace.cdc.split.logshare import Shareable, answer
 from headrace.cdc.split.report import REPORT_PATH, Report
 from headrace.cdc.split.wire import (
@@ -55,20 +56,6 @@ _END_S: Final = 15.0
 _COPYING_EVERY_S: Final = 0.5
 _MOST_UNREAD_BYTES: Final = 256 << 10
 """News wait while the other side hasn't read so much: only the newest count."""
-_HOP_BY_HOP: Final = frozenset(
-    {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-"""RFC 9110, 7.6.1."""
-_OURS: Final = frozenset({"content-length", "date", "server"})
 
 
 class AwayConsumer:
@@ -117,6 +104,9 @@ class WorkerHost:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._way: socket.socket | None = None
+        self.url = ""
+        """Where this process answers, for what the other one is asked and doesn't know."""
         self._paths: list[re.Pattern[str]] = []
         self._trouble = "its process is starting"
         self._last: tuple[list[int], list[int]] = ([], [])
@@ -133,6 +123,10 @@ class WorkerHost:
     def answers(self, path: str) -> bool:
         """Whether one of its consumers has a route for the path."""
         return any(pattern.fullmatch(path) for pattern in self._paths)
+
+    def take(self, number: int, data: bytes) -> bool:
+        """Give it a connection, see handover.py. False when it can't take one now."""
+        return self._way is not None and not self._trouble and give(self._way, number, data)
 
     async def run(self, started: Callable[[], None]) -> None:
         """Keep the process running until cancelled. started: called once, when it works first.
@@ -189,24 +183,8 @@ class WorkerHost:
         """Let the process answer a request of one of its consumers."""
         if self._session is None or self._trouble:
             return self._absent()
-        headers: CIMultiDict[str] = CIMultiDict(
-            (name, value) for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP
-        )
-        headers.popall("Content-Length", None)
-        body = await request.read()
         try:
-            async with self._session.request(
-                request.method,
-                f"http://worker{request.path_qs}",
-                headers=headers,
-                data=body or None,
-                allow_redirects=False,
-            ) as response:
-                found = await response.read()
-                kept = CIMultiDict(
-                    (name, value) for name, value in response.headers.items() if name.lower() not in _HOP_BY_HOP | _OURS
-                )
-                return web.Response(status=response.status, headers=kept, body=found)
+            return await forward(request, self._session, "http://worker")
         except aiohttp.ClientError:
             return self._absent()
 
@@ -241,16 +219,19 @@ class WorkerHost:
 
     async def _live(self, ready: Callable[[], None]) -> str:
         ours, theirs = socket.socketpair()
-        with theirs:
+        way, their_way = pair()
+        with theirs, their_way:
             try:
                 self._process = process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "headrace.cdc.split.worker",
-                    str(theirs.fileno()), str(os.getpid()), str(logging.getLogger().getEffectiveLevel()),
-                    pass_fds=(theirs.fileno(),), stdin=asyncio.subprocess.DEVNULL,
+                    str(theirs.fileno()), str(their_way.fileno()), str(os.getpid()), str(logging.getLogger().getEffectiveLevel()),
+                    pass_fds=(theirs.fileno(), their_way.fileno()), stdin=asyncio.subprocess.DEVNULL,
                 )  # fmt: skip
             except OSError as error:
                 ours.close()
+                way.close()
                 return f"a process can't be started: {error.strerror}"
+        self._way = way
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.UnixConnector(str(self._socket), limit=0), auto_decompress=False
@@ -263,7 +244,7 @@ class WorkerHost:
         self._say(
             Start(
                 self._config.text, str(self._config.folder / self._config.name), self.parts, self._log.generation,
-                *self._last, self._is_copying(), str(self._socket),
+                *self._last, self._is_copying(), str(self._socket), self.url,
             )
         )  # fmt: skip
         copying = asyncio.create_task(self._tell_copying())
@@ -304,6 +285,9 @@ class WorkerHost:
             self._say(done(asked.number, value))
 
     async def _end(self, process: asyncio.subprocess.Process, answering: set[asyncio.Task[None]]) -> None:
+        way, self._way = self._way, None
+        if way is not None:
+            way.close()
         session, self._session = self._session, None
         writer, self._writer = self._writer, None
         if writer is not None:

@@ -19,6 +19,7 @@ from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.split.allot import Part, allot, movable
+from headrace.cdc.split.handover import FirstLine, Take
 from headrace.cdc.split.host import WorkerHost
 from headrace.cdc.split.logshare import shareable
 
@@ -46,6 +47,15 @@ class Hosts:
     def consumers(self) -> list[Consumer]:
         """Those of all processes, to be shown."""
         return [consumer for host in self.hosts for consumer in host.consumers()]
+
+    def protocol(self, maker: Callable[[], asyncio.Protocol]) -> Callable[[], asyncio.Protocol]:
+        """See OtherProcesses."""
+        return (lambda: FirstLine(maker(), self._taker)) if self.hosts else maker
+
+    def reachable(self, url: str) -> None:
+        """Where this process answers; before the others start."""
+        for host in self.hosts:
+            host.url = url
 
     def routes(self) -> Sequence[web.RouteDef]:
         """One for all that no route of this process takes; mount it last."""
@@ -93,6 +103,9 @@ class Hosts:
     def close(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _taker(self, path: str) -> Take | None:
+        return next((host.take for host in self.hosts if host.answers(path)), None)
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         for host in self.hosts:

@@ -23,7 +23,7 @@ _LENGTH: Final = struct.Struct(">I")
 class Start(msgspec.Struct, tag=True):
     """To a new process: what it keeps and how. config_text: of the file as the first process read it, which may have changed since.
 
-    socket: where it answers HTTP, to the first process alone. firsts, ends: the log's, by partition.
+    socket: where it answers HTTP, to the first process alone; url: where that one does. firsts, ends: the log's, by partition.
     """
 
     config_text: str
@@ -34,6 +34,7 @@ class Start(msgspec.Struct, tag=True):
     ends: list[int]
     is_copying: bool
     socket: str
+    url: str
 
 
 class Moved(msgspec.Struct, tag=True):

@@ -1,8 +1,9 @@
 """The program of a further process: it builds the consumers it is told to keep, over the shared log, and keeps them running.
 
-    python -m headrace.cdc.split.worker FD PARENT
+    python -m headrace.cdc.split.worker FD WAY PARENT LEVEL
 
-FD: its end of the socket pair to the process that keeps the log, PARENT that one's id. Everything else comes over the socket. It ends
+FD: its end of the socket pair to the process that keeps the log, WAY: of the one by which connections come, PARENT that process's id, LEVEL of the
+log lines. Everything else comes over the socket. It ends
 when it is told to, and when the other end is gone: on Linux the kernel ends it with its parent, at once. What it hasn't done then is done
 after the next start, as after any crash.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
+import aiohttp
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
@@ -34,9 +36,12 @@ from headrace.cdc.cli import COLLECT_EVERY
 from headrace.cdc.config import Config, parse_text, plugins
 from headrace.cdc.consumer import Consumer, Health, Services
 from headrace.cdc.errors import HeadraceError, LogUnavailable
+from headrace.cdc.firsthead import FirstHead
 from headrace.cdc.keeping import Keeper
 from headrace.cdc.loop import end, run
 from headrace.cdc.split.allot import Part, section_of
+from headrace.cdc.split.forward import forward
+from headrace.cdc.split.handover import Taking
 from headrace.cdc.split.report import REPORT_PATH, ConsumerReport, Report
 from headrace.cdc.split.sharedlog import SharedLog
 from headrace.cdc.split.wire import (
@@ -56,7 +61,7 @@ from headrace.cdc.split.wire import (
     result,
 )
 from headrace.cdc.state import compiled_modules
-from headrace.cdc.web import MAX_BODY_BYTES, answered, harden, http_log
+from headrace.cdc.web import IDLE_S, MAX_BODY_BYTES, Guard, Handler, answered, error_response, harden, http_log
 
 _PR_SET_PDEATHSIG: Final = 1
 _SHUTDOWN_S = 0.4
@@ -109,13 +114,16 @@ def _gone() -> LogUnavailable:
 class Worker:
     """One further process, from its start to its end."""
 
-    def __init__(self, start: Start, way: Keepers) -> None:
+    def __init__(self, start: Start, way: Keepers, connections: socket.socket) -> None:
         """Builds its consumers. Raises ConfigError, DefinitionError as they do."""
         self._start = start
+        self._connections = connections
+        self._taking: Taking | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._is_copying = start.is_copying
         self._registry = CollectorRegistry()
         self._keeper = Keeper()
-        config = parse_text(start.config_text, Path(start.config_path))
+        config = self._config = parse_text(start.config_text, Path(start.config_path))
         engine = config.log.kind
         self.log = SharedLog(
             start.generation, engine.open_batches(config.log.section, config), way.ask, start.firsts, start.ends
@@ -129,16 +137,27 @@ class Worker:
 
     async def listen(self) -> list[str]:
         """Answer HTTP at the told socket; patterns of the consumers' paths."""
-        application = web.Application(middlewares=[_answered], client_max_size=MAX_BODY_BYTES)
+        self._guard = Guard(self._config.server)
+        self._session = aiohttp.ClientSession(auto_decompress=False, timeout=aiohttp.ClientTimeout(total=None))
+        application = web.Application(middlewares=[self._answered], client_max_size=MAX_BODY_BYTES)
         for consumer in self.consumers:
             application.add_routes(consumer.routes())
         paths = [_pattern(resource) for resource in application.router.resources()]
-        application.add_routes([web.get(REPORT_PATH, self._report)])
+        application.add_routes([web.get(REPORT_PATH, self._report), web.route("*", "/{path:.*}", self._of_others)])
         application.on_response_prepare.append(harden)
         runner = self._runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=_SHUTDOWN_S, handle_signals=False, logger=http_log()
+            application,
+            access_log=None,
+            shutdown_timeout=_SHUTDOWN_S,
+            handle_signals=False,
+            keepalive_timeout=IDLE_S,
+            logger=http_log(),
+            auto_decompress=False,
         )
         await runner.setup()
+        assert runner.server is not None
+        self._taking = Taking(self._connections, FirstHead(runner.server, lambda: IDLE_S))
+        self._taking.start()
         await web.UnixSite(runner, self._start.socket).start()
         return paths
 
@@ -153,11 +172,35 @@ class Worker:
             await end(tasks)
 
     async def close(self) -> None:
+        if self._taking is not None:
+            self._taking.stop()
+        if self._session is not None:
+            await self._session.close()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.log.close()
 
+    @web.middleware
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Who comes by the first process's socket has been let in there."""
+        if not _is_from_first(request):
+            refusal = self._guard.refusal(request)
+            if refusal is not None:
+                return refusal
+        return await answered(request, handler)
+
+    async def _of_others(self, request: web.Request) -> web.StreamResponse:
+        """A later request of a connection that came here with its first."""
+        if _is_from_first(request) or self._session is None:
+            raise web.HTTPNotFound
+        try:
+            return await forward(request, self._session, self._start.url)
+        except aiohttp.ClientError:
+            return error_response(503, "the first process doesn't answer now", "ask again in a moment")
+
     async def _report(self, request: web.Request) -> web.Response:
+        if not _is_from_first(request):
+            raise web.HTTPNotFound
         troubles = self._keeper.troubles
         report = Report(
             {
@@ -189,9 +232,9 @@ def _built(config: Config, services: Services, parts: list[Part]) -> list[Consum
     return consumers
 
 
-@web.middleware
-async def _answered(request: web.Request, handler: Any) -> web.StreamResponse:
-    return await answered(request, handler)
+def _is_from_first(request: web.Request) -> bool:
+    """By the socket in the first process's own folder, not by the port."""
+    return request.transport is not None and isinstance(request.transport.get_extra_info("sockname"), str)
 
 
 def _pattern(resource: web.AbstractResource) -> str:
@@ -203,7 +246,7 @@ def _pattern(resource: web.AbstractResource) -> str:
     return re.escape(str(info.get("path", "")))
 
 
-async def _main(link: socket.socket) -> int:
+async def _main(link: socket.socket, connections: socket.socket) -> int:
     reader, writer = await asyncio.open_connection(sock=link)
     start = await read_told(reader)
     if not isinstance(start, Start):
@@ -212,7 +255,7 @@ async def _main(link: socket.socket) -> int:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:
-        worker = Worker(start, way)
+        worker = Worker(start, way, connections)
     except HeadraceError as error:
         way.say(failed(-1, error))
         await writer.drain()
@@ -257,14 +300,14 @@ def _end_with(parent: int) -> None:
 
 def main(words: Sequence[str]) -> int:
     """See the module."""
-    link, parent, level = int(words[0]), int(words[1]), int(words[2])
+    link, way, parent, level = (int(word) for word in words)
     _end_with(parent)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C goes to every process of the terminal; the first one tells us to stop
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     gc.set_threshold(*COLLECT_EVERY)
-    return run(_main(socket.socket(fileno=link)))
+    return run(_main(socket.socket(fileno=link), socket.socket(fileno=way)))
 
 
 if __name__ == "__main__":
