@@ -29,12 +29,12 @@ from typing import Any, Final
 import msgspec
 
 from headrace.cdc.demo.embedded import free_port
-from rig.machine import about, cpu_s, machine, memory_mib
+from rig.machine import about, cpu_s, family_mib, machine, memory_mib
 from rig.process import Headrace
 from store_write import redis_server
 
 VIEWS, FEATURES = 5, 50
-GRID: Final = [(1, 50), (1, 250), (10, 50), (10, 250), (100, 50), (100, 250)]
+GRID: Final = [(1, 10), (1, 50), (1, 250), (10, 50), (10, 250), (100, 10), (100, 50), (100, 250)]
 _BATCH = 20
 _READY_S = 120.0
 
@@ -195,7 +195,7 @@ def measure(readers: dict[str, tuple[Ask, int]], rows: int, requests: int, round
 def run(arguments: argparse.Namespace, folder: Path, store: str) -> tuple[list[Line], dict[str, float]]:
     (folder / "definitions.py").write_text(definitions())
     configuration = (
-        "log: {path: bench.log.db}\nsources: {web: {type: http}}\n"
+        f"processes: {arguments.processes}\nlog: {{path: bench.log.db}}\nsources: {{web: {{type: http}}}}\n"
         f"features: {{definitions: definitions.py, project: bench, store: {store}, feast: feature_store.yaml}}"
     )
     with Headrace(folder, configuration) as headrace:
@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace, folder: Path, store: str) -> tuple[list[L
             lines = measure(readers, arguments.rows, arguments.requests, arguments.rounds)
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             return lines, {
-                "headrace": memory_mib(headrace.pid),
+                "headrace": family_mib(headrace.pid),
                 "feast serve": sum(memory_mib(int(each)) for each in (str(pid), *children)),
             }
 
@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100, help="of each reader in a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up (default: %(default)s)")
     parser.add_argument("--store", choices=["redis", "sqlite"], default="redis")
+    parser.add_argument("--processes", type=int, default=1, help="of headrace (default: %(default)s)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     import feast
