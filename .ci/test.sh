@@ -3,11 +3,14 @@
 # Further words go to pytest:  .ci/test.sh tests/cdc -k position
 set -euo pipefail
 cd "$(dirname "$0")/.."
-.venv/bin/python -m pytest "$@"
+# Whole files side by side, on two cores: most tests wait for servers. What is asked for by name runs alone, and shows its output as it comes.
+words=("$@")
+if [ $# = 0 ]; then words=(-n 2 --dist loadfile); fi
+.venv/bin/python -m pytest "${words[@]}"
 if .venv/bin/python .ci/hot.py any; then
     echo "headrace: the same hot modules again, uncompiled"
     # 5: these words select no test of a hot module.
-    HEADRACE_PURE=1 .venv/bin/python -m pytest "$@" || { code=$?; [ "$code" = 5 ] || exit "$code"; }
+    HEADRACE_PURE=1 .venv/bin/python -m pytest "${words[@]}" || { code=$?; [ "$code" = 5 ] || exit "$code"; }
 else
     echo "headrace: no C compiler was found here; the suite ran on uncompiled modules only"
 fi

@@ -390,7 +390,7 @@ async def test_a_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v1/track HTTP/1.1\r\nHost: 127.0.0.1\r\nX-A: "])
 async def test_a_connection_that_sends_no_whole_request_is_closed(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(web_module, "_IDLE_S", 0.2)
+    monkeypatch.setattr(web_module, "IDLE_S", 0.2)
     monkeypatch.setattr(collector_quick, "IDLE_S", 0.2)
     async with collecting() as here:
         reader, writer = await asyncio.open_connection("127.0.0.1", here.port)

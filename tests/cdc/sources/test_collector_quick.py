@@ -282,7 +282,7 @@ async def compare(seed: int, count: int) -> None:
     sent = [mutated(rng, number) for number in range(count)]
     with pytest.MonkeyPatch.context() as patch:
         # What makes no whole request ends by these.
-        patch.setattr(web_module, "_IDLE_S", 0.3)
+        patch.setattr(web_module, "IDLE_S", 0.3)
         patch.setattr(collector_quick, "IDLE_S", 0.3)
         patch.setattr(collector_module, "BODY_S", 0.3)
         patch.setattr(web_module, "_LINGER_S", 0.1)

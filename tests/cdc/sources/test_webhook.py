@@ -283,7 +283,7 @@ async def test_a_service_may_ask_whether_the_address_is_ours() -> None:
 
 
 async def test_a_connection_that_sends_no_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headrace.cdc.web._IDLE_S", 0.2)
+    monkeypatch.setattr("headrace.cdc.web.IDLE_S", 0.2)
     async with hooked(crm=crm()) as here:
         port = int(here.url.rpartition(":")[2])
         links = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
