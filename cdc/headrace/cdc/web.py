@@ -53,7 +53,7 @@ _SHUTDOWN_S = 0.4
 
 IDLE_S = 75.0
 """A connection that sends no whole request for so long is closed."""
-LINGER_S = 2.0
+_LINGER_S = 2.0
 """What is left of a refused body is read for so long, so that the client sees the answer and not a reset."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -206,7 +206,7 @@ class WebServer:
             shutdown_timeout=_SHUTDOWN_S,
             handle_signals=False,
             keepalive_timeout=IDLE_S,
-            lingering_time=LINGER_S,
+            lingering_time=_LINGER_S,
             logger=http_log(),
             auto_decompress=False,  # it would unpack a bomb before anybody could say how much is enough
         )
