@@ -24,8 +24,8 @@ class Shareable(EventLog, Protocol):
 
 
 def shareable(log: Any, kind: str) -> Shareable:
-    """The log as one that can be shared. Raises ConfigError for an engine of another kind."""
-    if not hasattr(log, "watch"):
+    """The log as one that can be shared. Raises ConfigError for an engine that can't: it needs ``watch``, ``places`` and ``open_batches``."""
+    if not (hasattr(log, "watch") and hasattr(log, "open_batches")):
         raise ConfigError(
             f"a log of type {kind} can't be shared by several processes",
             problems=(f"processes: the log of type {kind} belongs to one process alone",),

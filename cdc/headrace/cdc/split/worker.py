@@ -67,7 +67,7 @@ _PR_SET_PDEATHSIG: Final = 1
 _SHUTDOWN_S = 0.4
 
 
-class Keepers:
+class ToKeeper:
     """The way to the process that keeps the log: questions out, answers and news in."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
@@ -114,7 +114,7 @@ def _gone() -> LogUnavailable:
 class Worker:
     """One further process, from its start to its end."""
 
-    def __init__(self, start: Start, way: Keepers, connections: socket.socket) -> None:
+    def __init__(self, start: Start, way: ToKeeper, connections: socket.socket) -> None:
         """Builds its consumers. Raises ConfigError, DefinitionError as they do."""
         self._start = start
         self._connections = connections
@@ -251,7 +251,7 @@ async def _main(link: socket.socket, connections: socket.socket) -> int:
     start = await read_told(reader)
     if not isinstance(start, Start):
         return 0
-    way = Keepers(writer)
+    way = ToKeeper(writer)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:
@@ -273,7 +273,7 @@ async def _main(link: socket.socket, connections: socket.socket) -> int:
     return 0
 
 
-async def _hear(reader: asyncio.StreamReader, way: Keepers, worker: Worker, stop: Callable[[], None]) -> None:
+async def _hear(reader: asyncio.StreamReader, way: ToKeeper, worker: Worker, stop: Callable[[], None]) -> None:
     while True:
         match await read_told(reader):
             case Moved(firsts, ends):
