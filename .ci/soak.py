@@ -39,7 +39,8 @@ SHADES = {"p50": "#0b6e8f", "p99": "#a15c00", "p99.9": "#b9332b"}
 
 def measure(words: list[str]) -> None:
     seconds = [] if "--seconds" in words else ["--seconds", "3600"]
-    command = [sys.executable, "benchmarks/latency.py", *COMMAND, *seconds, *words]
+    (ROOT / "build").mkdir(exist_ok=True)
+    command = [sys.executable, "benchmarks/latency.py", *COMMAND, "--folder", "build", *seconds, *words]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_bytes(done.stdout)

@@ -258,6 +258,25 @@ def test_what_is_wrong_in_another_process_is_told_as_if_it_were_here(tmp_path: P
     assert "Int65" in shop.said() and "To mend it" in shop.said() and "Traceback" not in shop.said()
 
 
+def test_a_definition_that_broke_meanwhile_stops_its_process_alone(tmp_path: Path, hook: Hook) -> None:
+    shop = Shop(tmp_path, hook, processes=3)
+    shop.start()
+    try:
+        shop.wait_until(lambda: shop.get("/readyz")[0] == 200, "ready")
+        (tmp_path / "shop_features.py").write_text(DEFINITIONS.replace("Int64", "Int65"))
+        os.kill(shop.other_processes()[0]["pid"], signal.SIGKILL)
+        shop.wait_until(lambda: "Int65" in shop.get("/readyz")[1], "the reason")
+        parts = {part["part"]: part["is_ready"] for part in json.loads(shop.get("/readyz")[1])["parts"]}
+        assert not parts["features"] and parts["sinks/crm"] and parts["source web"]
+        shop.until_tracked("c1", 1)
+        shop.wait_until(lambda: shop.effects() == {"c1": [1]}, "a delivery")
+        assert shop.get("/v1/features/views?customer_id=c1")[0] == 503
+        shop.terminate()
+    finally:
+        shop.end()
+    assert "stopped: " in shop.said() and "Traceback" not in shop.said()
+
+
 def test_a_log_in_memory_belongs_to_one_process(tmp_path: Path, hook: Hook) -> None:
     shop = Shop(tmp_path, hook, processes=2)
     shop.config.write_text(shop.config.read_text().replace("log: {path: shop.log.db}", "log: {type: memory}"))

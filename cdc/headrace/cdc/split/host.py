@@ -147,11 +147,13 @@ class WorkerHost:
             try:
                 reason = await self._life(ready)
             except HeadraceError as error:
-                if told is not None or error.action is Action.RETRY:
+                if told is not None:
                     raise
-                self._trouble = error.message
-                _log.error("process %d (%s) stopped: %s", self.number, self._shown, error.paragraph())
-                return
+                if error.action is not Action.RETRY:
+                    self._trouble = error.message
+                    _log.error("process %d (%s) stopped: %s", self.number, self._shown, error.paragraph())
+                    return
+                reason = error.message
             pause_s = pauses.next_s()
             self._trouble = reason
             _log.warning("process %d (%s): %s; starting it again in %.1f s", self.number, self._shown, reason, pause_s)

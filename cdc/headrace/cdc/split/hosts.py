@@ -34,11 +34,12 @@ class Hosts:
         self._config = config
         count = wanted(config.processes)
         kept = [] if count == 1 else allot(movable(config, plugins("headrace.consumers")), count)
-        self._folder = Path(tempfile.mkdtemp(prefix="headrace-")) if kept else None  # 0700
         self.parts: list[Part] = [part for parts in kept for part in parts]
         self.hosts: list[WorkerHost] = []
-        if self._folder is not None:
+        self._folder: Path | None = None
+        if kept:
             shared = shareable(log, config.log.type)
+            self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # 0700
             self.hosts = [
                 WorkerHost(number, parts, config, shared, self._folder, is_copying)
                 for number, parts in enumerate(kept, 1)
