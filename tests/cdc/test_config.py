@@ -144,6 +144,9 @@ def test_a_heading_with_nothing_under_it_has_all_its_defaults(empty: str) -> Non
             SHOP + "features: {definitions: f.py, store: {type: redis, url: ftp://x}}",
             "features.store: url must be redis://host:port/db, rediss://host:port/db or unix:///path/of/socket",
         ),
+        (SHOP + "processes: 0", "processes: expected `int` >= 1"),
+        (SHOP + "processes: '65'", "processes: expected `int` <= 64"),
+        (SHOP + "processes: many", "processes: invalid enum value 'many'; known: auto"),
         (SHOP + "server: {listen: '${PORT}'}", "server.listen: environment variable PORT is not set"),
         (SHOP + "events: {public.a: {key: ['${A}', '${B:-b}']}}", "events.public.a.key[0]: environment variable A is not set"),
     ],
@@ -442,3 +445,11 @@ def test_no_problem_of_a_write_key_names_the_key() -> None:
 def test_an_origin_is_scheme_and_host(origin: str) -> None:
     (problem,) = _problems(f'sources: {{web: {{type: http, origins: ["{origin}"]}}}}')
     assert problem.startswith(f'sources.web: "{origin}" is no origin')
+
+
+@pytest.mark.parametrize(
+    ("text", "processes"),
+    [("", 1), ("processes:", 1), ("processes: 3", 3), ("processes: ${N}", 3), ("processes: auto", "auto")],
+)
+def test_processes_are_a_number_also_from_the_environment(write: Write, text: str, processes: int | str) -> None:
+    assert load(write(SHOP + text), {"N": "3"}).processes == processes

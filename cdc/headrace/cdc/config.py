@@ -279,7 +279,7 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         ]
     pipeline = _build(PipelineConfig, _or_empty(tree.get("pipeline")), "pipeline", problems)
     server = _build(ServerConfig, _or_empty(tree.get("server")), "server", problems)
-    processes = _build(PROCESSES, 1 if tree.get("processes") is None else tree["processes"], "processes", problems)
+    processes = _build(PROCESSES, _number_or_text(tree.get("processes", 1)), "processes", problems)
     built = {
         key: _build(struct, tree[key], key, problems) for key, struct in sections.items() if tree.get(key) is not None
     }
@@ -304,6 +304,13 @@ def parse(tree: Any, *, folder: Path, name: str = "headrace.yaml", environ: Mapp
         pipeline=pipeline or PipelineConfig(),
         processes=processes or 1,
     )
+
+
+def _number_or_text(value: Any) -> Any:
+    """How many processes often comes by ${VARIABLE}, which makes a text."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    return 1 if value is None else value
 
 
 def _or_empty(value: Any) -> Any:

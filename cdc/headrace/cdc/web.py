@@ -391,7 +391,9 @@ async def harden(request: web.Request, response: web.StreamResponse) -> None:
 
 
 __all__ = [
+    "IDLE_S",
     "MAX_BODY_BYTES",
+    "Guard",
     "Handler",
     "WebServer",
     "answered",

@@ -6,10 +6,14 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from headrace.cdc import app
 from headrace.cdc.config import Config, load
+from headrace.cdc.errors import ServerError
 from headrace.cdc.log.memory import MemoryLog
+from headrace.cdc.log.sqlite import SQLiteLog
 from headrace.cdc.split import hosts as hosts_module
 from headrace.cdc.split.hosts import Hosts, wanted
 
@@ -56,3 +60,35 @@ async def test_the_advice_comes_once(
     async with asyncio.timeout(10):
         await app._advise(hosts_of(configuration(tmp_path, SINKS)))  # pyright: ignore[reportPrivateUsage]
     assert caplog.text.count('"processes: 2"') == 1
+
+
+async def test_before_a_process_has_worked_nothing_of_it_is_unknown(tmp_path: Path) -> None:
+    log = await SQLiteLog.open(tmp_path / "log.db")
+    hosts = Hosts(configuration(tmp_path, SINKS + "processes: 3\n"), log, lambda: False)
+    [route] = hosts.routes()
+    asked = make_mocked_request("GET", "/v1/features/views")
+    try:
+        answered = await route.handler(asked)  # type: ignore[operator]  # a function, not a View
+        assert answered.status == 503
+        for host in hosts.hosts:
+            host.was_ready = True
+        with pytest.raises(web.HTTPNotFound):
+            await route.handler(asked)  # type: ignore[operator]  # as above
+    finally:
+        hosts.close()
+        await log.close()
+
+
+async def test_sockets_find_a_place_with_a_short_name_or_the_cure_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    folder = hosts_module._socket_folder()  # pyright: ignore[reportPrivateUsage]
+    assert len(str(folder)) < 80 and folder.stat().st_mode & 0o777 == 0o700 and not list(deep.iterdir())
+    folder.rmdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothere"))
+    with pytest.raises(ServerError, match="none can be made: No such file") as told:
+        hosts_module._socket_folder()  # pyright: ignore[reportPrivateUsage]
+    assert "TMPDIR" in told.value.advice

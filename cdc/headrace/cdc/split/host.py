@@ -108,6 +108,8 @@ class WorkerHost:
         self.url = ""
         """Where this process answers, for what the other one is asked and doesn't know."""
         self._paths: list[re.Pattern[str]] = []
+        self.was_ready = False
+        """It has worked once, so it is known what it answers."""
         self._trouble = "its process is starting"
         self._last: tuple[list[int], list[int]] = ([], [])
 
@@ -184,13 +186,14 @@ class WorkerHost:
     async def forward(self, request: web.Request) -> web.StreamResponse:
         """Let the process answer a request of one of its consumers."""
         if self._session is None or self._trouble:
-            return self._absent()
+            return self.absent()
         try:
             return await forward(request, self._session, "http://worker")
         except aiohttp.ClientError:
-            return self._absent()
+            return self.absent()
 
-    def _absent(self) -> web.Response:
+    def absent(self) -> web.Response:
+        """The answer while it doesn't run."""
         kept = ", ".join(consumer.name for consumer in self.consumers())
         return error_response(
             503, f"the process of {kept} doesn't answer now", "ask again in a moment; /readyz says how it is"
@@ -236,7 +239,9 @@ class WorkerHost:
         self._way = way
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self._socket), limit=0), auto_decompress=False
+            connector=aiohttp.UnixConnector(str(self._socket), limit=0),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=None),
         )
         unwatch = self._log.watch(self._tell_moved)
         answering: set[asyncio.Task[None]] = set()
@@ -272,6 +277,7 @@ class WorkerHost:
                 case Ready(_, paths):
                     self._paths = [re.compile(path) for path in paths]
                     self._trouble = ""
+                    self.was_ready = True
                     await self.refresh()
                     _log.info("process %d runs, pid %s: %s", self.number, self.pid, self._shown)
                     ready()

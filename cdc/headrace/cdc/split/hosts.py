@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from headrace.cdc.config import Config, plugins
 from headrace.cdc.consumer import Consumer
+from headrace.cdc.errors import ServerError
 from headrace.cdc.log.base import EventLog
 from headrace.cdc.split.allot import Part, allot, movable
 from headrace.cdc.split.handover import FirstLine, Take
@@ -24,6 +25,8 @@ from headrace.cdc.split.host import WorkerHost
 from headrace.cdc.split.logshare import shareable
 
 _BUSY: Final = 0.9
+_LONGEST_FOLDER: Final = 80
+"""A socket's whole path has at most some 100 bytes (unix(7): 108, 104 elsewhere)."""
 
 
 class Hosts:
@@ -39,7 +42,7 @@ class Hosts:
         self._folder: Path | None = None
         if kept:
             shared = shareable(log, config.log.type)
-            self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # 0700
+            self._folder = _socket_folder()
             self.hosts = [
                 WorkerHost(number, parts, config, shared, self._folder, is_copying)
                 for number, parts in enumerate(kept, 1)
@@ -112,6 +115,9 @@ class Hosts:
         for host in self.hosts:
             if host.answers(request.path):
                 return await host.forward(request)
+        for host in self.hosts:
+            if not host.was_ready:  # nobody knows yet what it answers
+                return host.absent()
         raise web.HTTPNotFound
 
 
@@ -134,6 +140,21 @@ class _Away(Collector):
                 if known is not family:
                     known.samples += family.samples
         yield from families.values()
+
+
+def _socket_folder() -> Path:
+    """For this user alone. Raises ServerError when there is no place for it."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="headrace-"))  # 0700
+        if len(str(folder)) > _LONGEST_FOLDER:
+            folder.rmdir()
+            folder = Path(tempfile.mkdtemp(prefix="headrace-", dir="/tmp"))
+    except OSError as error:
+        raise ServerError(
+            f"several processes need a folder for their sockets, and none can be made: {error.strerror}",
+            advice="set TMPDIR to a folder where this user may write, or processes: 1",
+        ) from error
+    return folder
 
 
 def wanted(processes: int | str) -> int:

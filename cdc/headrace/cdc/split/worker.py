@@ -63,6 +63,8 @@ from headrace.cdc.split.wire import (
 from headrace.cdc.state import compiled_modules
 from headrace.cdc.web import IDLE_S, MAX_BODY_BYTES, Guard, Handler, answered, error_response, harden, http_log
 
+_log = logging.getLogger("headrace.app")
+
 _PR_SET_PDEATHSIG: Final = 1
 _SHUTDOWN_S = 0.4
 
@@ -256,13 +258,18 @@ async def _main(link: socket.socket, connections: socket.socket) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:
         worker = Worker(start, way, connections)
+        paths = await worker.listen()
     except HeadraceError as error:
         way.say(failed(-1, error))
         await writer.drain()
         return error.exit_code
+    except Exception as error:  # noqa: BLE001 - told to the first process, which stops at its first start as it would for a defect of its own
+        _log.exception("a further process can't start: please report it")
+        way.say(failed(-1, HeadraceError(f"a further process can't start: {type(error).__name__}")))
+        await writer.drain()
+        return HeadraceError.exit_code
     hearing = asyncio.create_task(_hear(reader, way, worker, stop.set))
     try:
-        paths = await worker.listen()
         way.say(Ready([consumer.name for consumer in worker.consumers], paths))
         await worker.work(stop)
     finally:
