@@ -9,6 +9,8 @@ A hot module: Cython compiles it with the types of tiles.pxd.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -20,6 +22,8 @@ Delta: TypeAlias = tuple[int, int]
 
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+"""The bytes of each tile of an ``encode``."""
 
 _INT64: Final = 1 << 63
 _NEVER: Final = -(1 << 62)
@@ -35,6 +39,7 @@ _POWERS: Final[dict[Pack, tuple[tuple[int, int], ...]]] = {
     Pack.DECIMAL: tuple([(step, 10**step) for step in (38, 36, 34, 30, 20)]),
     Pack.DECIMAL_SQUARE: tuple([(step, 10**step) for step in (76, 72, 68, 60, 40)]),
 }
+_TENS: Final = tuple([10**step for step in range(77)])
 
 
 class TrackPlan(msgspec.Struct, frozen=True):
@@ -49,6 +54,8 @@ class Track:
     """The tiles of one entity on one hop.
 
     totals[w]: sums of window w as of the last ``advance``. ``add`` may come at any time; what lies in no window any more is dropped.
+    Most tiles of most entities only wait for the moment when they leave: they are kept as the bytes that are stored, in the order of
+    time, and only what was written to since the last ``encode`` (and the newest tile) is kept as numbers as well.
     """
 
     __slots__ = (
@@ -57,11 +64,12 @@ class Track:
         "_future",
         "_high",
         "_hop_us",
+        "_indexes",
         "_lengths_us",
         "_low",
-        "_packed",
+        "_open",
+        "_parts",
         "_slots",
-        "_tiles",
         "totals",
     )
 
@@ -70,8 +78,11 @@ class Track:
         self._hop_us: int = plan.hop_us
         self._lengths_us = plan.lengths_us
         self._slots = plan.slots
-        self._tiles: dict[int, list[int]] = {}
-        self._packed: dict[int, bytes] = {}
+        self._indexes: array[int] = array("q")
+        """Of all tiles, oldest first."""
+        self._parts: list[bytes] = []
+        """The bytes of each tile, none while only _open knows them."""
+        self._open: dict[int, list[int]] = {}
         self._high: int = _NEVER
         self._low: list[int] = [_NEVER] * windows
         """Of each window: the newest tile that has left it."""
@@ -88,20 +99,30 @@ class Track:
         if not deltas:
             return
         index = time_us // self._hop_us
-        tiles = self._tiles
-        tile = tiles.get(index)
-        if tile is None:
+        indexes = self._indexes
+        place = len(indexes) - 1
+        if place < 0 or indexes[place] != index:
+            place = bisect_left(indexes, index)
+        if place == len(indexes) or indexes[place] != index:
             if index <= self._floor:
                 return  # out of every window for good
-            tile = tiles[index] = [0] * len(self._slots)
-        self._packed.pop(index, None)
+            tile = [0] * len(self._slots)
+            self._open[index] = tile
+            indexes.insert(place, index)
+            self._parts.insert(place, b"")
+        else:
+            tile = self._tile(place)
+            self._open[index] = tile
+            self._parts[place] = b""
         _shift(tile, deltas, is_added)
         is_gone = _is_empty(tile)
         if is_gone:
-            del tiles[index]
+            del indexes[place]
+            del self._parts[place]
+            del self._open[index]
         if index > self._high:
             if is_gone:
-                self._future = self._oldest_future()
+                self._future = self._oldest_after(self._high, _FOREVER)
             elif index < self._future:
                 self._future = index
             return
@@ -115,7 +136,7 @@ class Track:
             oldest = first[window]
             if is_gone:
                 if oldest == index:
-                    first[window] = self._oldest_after(low[window])
+                    first[window] = self._oldest_after(low[window], self._high)
             elif index < oldest:
                 first[window] = index
 
@@ -127,40 +148,46 @@ class Track:
         if high == was_high:
             return  # a window is a whole number of hops: its two ends move at the same time
         self._high = high
-        entering: list[int] = []
+        indexes = self._indexes
+        entering = entered = 0
+        # Places of the tiles that come into reach: from entering to before entered.
         if self._future <= high:
-            entering = [index for index in self._tiles if was_high < index <= high]
-            self._future = self._oldest_future()
+            entering = bisect_right(indexes, was_high)
+            entered = bisect_right(indexes, high)
+            self._future = self._oldest_after(high, _FOREVER)
         low = self._low
         first = self._first
-        has_moved = False
         lengths = self._lengths_us
         floor = _FOREVER
         for window in range(len(low)):
             new_low = (now_us - lengths[window]) // hop_us
-            was_low = low[window]
             oldest = first[window]
             low[window] = new_low
             floor = min(floor, new_low)
-            if not entering and oldest > new_low:
+            if entering == entered and oldest > new_low:
                 continue
-            has_moved = True
             total = self.totals[window]
             if oldest <= new_low:
-                for index, tile in self._tiles.items():
-                    if was_low < index <= new_low and index <= was_high:
-                        for slot, amount in enumerate(tile):
-                            total[slot] -= amount
-            for index in entering:
-                if index > new_low:
-                    for slot, amount in enumerate(self._tiles[index]):
-                        total[slot] += amount
-            first[window] = self._oldest_after(new_low)
+                place = bisect_left(indexes, oldest)
+                while place < len(indexes) and indexes[place] <= new_low and indexes[place] <= was_high:
+                    tile = self._tile(place)
+                    for slot in range(len(tile)):
+                        total[slot] -= tile[slot]
+                    place += 1
+            for place in range(entering, entered):
+                if indexes[place] > new_low:
+                    tile = self._tile(place)
+                    for slot in range(len(tile)):
+                        total[slot] += tile[slot]
+            first[window] = self._oldest_after(new_low, high)
         self._floor = floor
-        if has_moved:
-            for index in [index for index in self._tiles if index <= floor]:
-                del self._tiles[index]
-                self._packed.pop(index, None)
+        gone = 0
+        while gone < len(indexes) and indexes[gone] <= floor:
+            self._open.pop(indexes[gone], None)
+            gone += 1
+        if gone:
+            del indexes[:gone]
+            del self._parts[:gone]
 
     def due_us(self) -> int | None:
         """The next log time at which a total changes by itself; None when none will."""
@@ -177,21 +204,22 @@ class Track:
 
     def encode(self) -> bytes:
         """One msgpack array of ``[index, slot, ...]``, oldest tile first."""
-        packed = self._packed
-        tiles = self._tiles
-        if len(packed) < len(tiles):
-            # Only what has changed since: an entity that is written often has one tile to pack, of all its hundred.
-            slots = self._slots
-            for index, tile in tiles.items():
-                if index not in packed:
-                    parts: list[Any] = [index]
-                    for slot, amount in enumerate(tile):
-                        parts.append(pack_slot(slots[slot], amount) if amount else 0)
-                    packed[index] = _pack(parts)
-        if len(tiles) == 1:
-            return _ONE_TILE + packed[next(iter(tiles))]
-        body = b"".join([packed[index] for index in sorted(tiles)])
-        return b"\xdd" + len(tiles).to_bytes(4, "big") + body  # msgpack: array 32
+        parts = self._parts
+        if self._open:
+            indexes = self._indexes
+            newest = indexes[len(indexes) - 1]
+            for index, tile in self._open.items():
+                place = len(indexes) - 1 if index == newest else bisect_left(indexes, index)
+                if not parts[place]:
+                    parts[place] = self._packed(index, tile)
+            if len(self._open) > 1 or newest not in self._open:
+                kept = self._open.get(newest)
+                self._open = {}
+                if kept is not None:
+                    self._open[newest] = kept
+        if len(parts) == 1:
+            return _ONE_TILE + parts[0]
+        return b"\xdd" + len(parts).to_bytes(4, "big") + b"".join(parts)  # msgpack: array 32
 
     @classmethod
     def decode(cls, plan: TrackPlan, data: bytes, now_us: int) -> Track:
@@ -202,24 +230,45 @@ class Track:
 
     def load(self, data: bytes, now_us: int) -> None:
         """Of a track without tiles: see decode."""
-        tiles = self._tiles
-        slots = self._slots
-        for parts in _unpack(data):
-            tile: list[int] = []
-            for slot in range(len(slots)):
-                packed = parts[slot + 1]
-                tile.append(packed if type(packed) is int else unpack_slot(slots[slot], packed))
-            tiles[parts[0]] = tile
-        self._future = min(tiles, default=_FOREVER)
+        tiles = self._open
+        indexes: list[int] = []
+        for numbers in _unpack(data):
+            indexes.append(numbers[0])
+            tiles[numbers[0]] = self._unpacked(numbers)
+        self._indexes = array("q", indexes)
+        self._parts = [bytes(part) for part in _split(data)]
+        if indexes:
+            self._future = indexes[0]
         self.advance(now_us)
+        self._open = {}
 
-    def _oldest_after(self, low: int) -> int:
-        high = self._high
-        return min([index for index in self._tiles if low < index <= high], default=_FOREVER)
+    def _tile(self, place: int) -> list[int]:
+        tile = self._open.get(self._indexes[place])
+        return self._unpacked(_unpack(self._parts[place])) if tile is None else tile
 
-    def _oldest_future(self) -> int:
-        high = self._high
-        return min([index for index in self._tiles if index > high], default=_FOREVER)
+    def _packed(self, index: int, tile: list[int]) -> bytes:
+        slots = self._slots
+        numbers: list[Any] = [index]
+        for slot in range(len(tile)):
+            amount = tile[slot]
+            numbers.append(pack_slot(slots[slot], amount) if amount else 0)
+        return _pack(numbers)
+
+    def _unpacked(self, numbers: list[Any]) -> list[int]:
+        slots = self._slots
+        tile: list[int] = []
+        for slot in range(len(slots)):
+            packed = numbers[slot + 1]
+            tile.append(packed if type(packed) is int else unpack_slot(slots[slot], packed))
+        return tile
+
+    def _oldest_after(self, low: int, high: int) -> int:
+        indexes = self._indexes
+        place = bisect_right(indexes, low)
+        if place == len(indexes):
+            return _FOREVER
+        index = indexes[place]
+        return index if index <= high else _FOREVER
 
 
 def _shift(sums: list[int], deltas: tuple[Delta, ...], is_added: bool) -> None:
@@ -259,7 +308,7 @@ def unpack_slot(how: Pack, packed: Any) -> int:
         return _large(packed)
     shift: int = packed[0]
     number = _large(packed[1])
-    return number << shift if how is _DOUBLE else number * int(10**shift)
+    return number << shift if how is _DOUBLE else number * _TENS[shift]
 
 
 def _small(amount: int) -> int | bytes:
