@@ -48,6 +48,10 @@ _CATCH_UP_BYTES = 1 << 17
 """A lane that is behind works in slices of about this size: a fresh event waits for one of them at most."""
 
 _DECAY_SLICE = 500
+_LEAST_DECAY_SLICE = 64
+"""A slice costs a question to the store as well, whatever its size."""
+_DECAY_S = 0.008
+"""What falls due is written in slices of about so long: a fresh event waits for one of them at most."""
 _IDLE_S = 0.5
 _SAVE_EVERY_S = 1.0
 _COMMIT_EVERY_S = 5.0
@@ -121,6 +125,7 @@ class FeatureEngine:
         self._saved_at = 0.0
         self._committed_at = 0.0
         self._has_due = False
+        self._decay_slice = _DECAY_SLICE
 
     @classmethod
     def build(cls, section: Any, services: Services) -> FeatureEngine | None:
@@ -183,7 +188,7 @@ class FeatureEngine:
         is_behind = any(lane.offset < self._main.offset for lane in self._behind)
         wait_s = 0.0 if self._has_due or is_behind else _IDLE_S
         await self._follow(self._main, wait_s)
-        self._has_due = await self._main.decay(_DECAY_SLICE)
+        await self._decay()
         await self._catch_up()
         await self._take_promoted()
         self._count()
@@ -313,6 +318,16 @@ class FeatureEngine:
             self._positions[event.source] = event.position
         self._server.moved()
         self._measure(touching)
+
+    async def _decay(self) -> None:
+        assert self._main is not None
+        began_s = self._monotonic()
+        most = await self._main.decay(self._decay_slice)
+        took_s = max(self._monotonic() - began_s, 0.001)
+        self._has_due = most > 0
+        if most == self._decay_slice or took_s > _DECAY_S:
+            fitting = (self._decay_slice + int(self._decay_slice * _DECAY_S / took_s)) // 2
+            self._decay_slice = min(max(fitting, _LEAST_DECAY_SLICE), _DECAY_SLICE)
 
     async def _catch_up(self) -> None:
         if not self._behind:

@@ -64,17 +64,17 @@ class Lane:
         await self._flush(routed, offset, now_us)
         return touching
 
-    async def decay(self, limit: int) -> bool:
-        """Write rows that change by the time alone, at most limit of each view; True: there may be more."""
+    async def decay(self, limit: int) -> int:
+        """Write rows that change by the time alone, at most limit of each view. Result: the most of any view; 0: no more are due."""
         writes: list[ViewWrite] = []
-        has_more = False
+        most = 0
         for worker in self.workers:
-            write, more = await worker.decay(self.offset, self.log_time_us, limit)
-            has_more = has_more or more
+            write, found = await worker.decay(self.offset, self.log_time_us, limit)
+            most = max(most, found)
             if write is not None:
                 writes.append(write)
         await self._write(writes)
-        return has_more
+        return most
 
     async def save(self) -> None:
         """Bring every view's checkpoint to the lane's place, where there was nothing else to write."""

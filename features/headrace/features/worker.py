@@ -114,21 +114,21 @@ class ViewWorker:
                     )
         return await self._carry_out(batch, stored, offset, log_time_us)
 
-    async def decay(self, offset: int, log_time_us: int, limit: int) -> tuple[ViewWrite | None, bool]:
-        """Rows that change by the time alone, at most limit of them; and whether there may be more."""
+    async def decay(self, offset: int, log_time_us: int, limit: int) -> tuple[ViewWrite | None, int]:
+        """Rows that change by the time alone, at most limit of them; and how many were due, 0 when no more are."""
         if self.next_due_us > log_time_us:
-            return None, False
+            return None, 0
         due = await self._store.due(self.view.spec, log_time_us, limit)
         if not due:
             await self._look_for_due()
-            return None, False
+            return None, 0
         batch = self.kernel.batch()
         keys = [key for _, key in due]
         states = await self._load(keys, log_time_us)
         for key in keys:
             state = states.get(key)
             batch.touch(key, EntityState(self.kernel.layout, log_time_us) if state is None else state)
-        return self._write(batch, offset, log_time_us), True
+        return self._write(batch, offset, log_time_us), len(due)
 
     def forget(self, keys: Sequence[EntityKey]) -> None:
         """Keep nothing of these entities in memory: the store has changed behind this object."""
