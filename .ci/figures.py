@@ -26,10 +26,11 @@ NAMES = {
     "psycopg2": "psycopg2 and a small parser",
     "pg-logical-replication": "pg-logical-replication (Node)",
     "debezium": "Debezium Engine",
+    "debezium-server": "Debezium Server, to Redis",
 }
 READERS = {"headrace": "headrace's server", "feast SDK": "Feast SDK, in the process", "feast serve": "feast serve"}
 BESIDE = (("feast serve", "`feast serve`, over HTTP"), ("feast SDK", "Feast SDK, in the reader's process"))
-WIDTH, HEIGHT, ROW = 960, 272, 34
+WIDTH, HEIGHT, ROW = 960, 306, 34
 DARK, SOFT, OURS, OTHERS = "#14242b", "#5c7079", "#0b6e8f", "#b9c6cc"
 
 
@@ -93,6 +94,7 @@ def table(drain: dict[str, Any], reads: dict[str, Any]) -> str:
         f"{what}: {rate(client)}"
         for client, what in (
             ("debezium", "Debezium Engine (JSON of each, kept nowhere)"),
+            ("debezium-server", "Debezium Server, to a Redis stream synced each second"),
             ("pg-logical-replication", "`pg-logical-replication` on Node (kept nowhere)"),
             ("recv", "`pg_recvlogical` to `/dev/null`"),
         )
@@ -112,7 +114,8 @@ def table(drain: dict[str, Any], reads: dict[str, Any]) -> str:
         lines.append(f"| {words} | {read('headrace', entities, features)} | {'; '.join(rivals)} |")
     lines += [
         "",
-        f"Measured by `make figures` on {about['cores']} shared virtual cores ({about['processor']}), PostgreSQL {about['postgres']}, Feast {reads['about']['feast']}, commit {about['commit']};"
+        f"Measured by `make figures` on {about['cores']} shared virtual cores ({about['processor']}, commit {about['commit']}, PostgreSQL {about['postgres']};"
+        f" the reads of features: {reads['about']['processor']}, commit {reads['about']['commit']}, Feast {reads['about']['feast']});"
         " what each of them does with a row, and all other figures, missed goals included: [benchmarks](docs/benchmarks.md).",
     ]
     return "\n".join(lines)

