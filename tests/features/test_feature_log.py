@@ -190,6 +190,43 @@ async def test_a_storm_that_is_cut_short_is_logged_once(tmp_path: Path, view_of_
     assert [row[2] for row in logged(tmp_path, view_of_one)] == [(1,), (2,), (3,)]
 
 
+async def test_a_sealing_under_way_when_a_write_fails_leaves_the_growing_journal_alone(
+    tmp_path: Path, view_of_one: ViewSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has begun and not yet looked which journals are ready when the failed run closes: what the store refused must not be sealed."""
+    began, closed = threading.Event(), threading.Event()
+    seal, close = ViewLog.seal, ViewLog.close
+
+    def late(self: ViewLog) -> None:
+        began.set()
+        closed.wait(0.5)  # in vain when the close waits for this
+        seal(self)
+
+    def told(self: ViewLog) -> None:
+        close(self)
+        closed.set()
+
+    slices = [
+        ViewWrite(view_of_one, [EntityWrite((key,), (float(key),), 5, b"s")], {}, Checkpoint("v", "g", (9,), 7))
+        for key in (1, 2, 3)
+    ]
+    store = RecordingStore()
+    store.fail_before.add(2)
+    with monkeypatch.context() as patched:
+        patched.setattr(ViewLog, "seal", late)
+        patched.setattr(ViewLog, "close", told)
+        logging = LoggedStore(store, tmp_path, roll_every_s=0.001)
+        await logging.open()
+        await logging.checkpoint(view_of_one)
+        await logging.write([slices[0]])
+        await asyncio.to_thread(began.wait)
+        with pytest.raises(StoreError):
+            await logging.write([slices[1]])
+        await logging.close()
+    await run_writes(store, tmp_path, *slices[1:])
+    assert [row[2] for row in logged(tmp_path, view_of_one)] == [(1,), (2,), (3,)]
+
+
 @pytest.fixture
 def view_of_one() -> ViewSpec:
     return ViewSpec("ones", (Field("k", ValueType.INT64),), (Field("x", ValueType.FLOAT64),), "v")

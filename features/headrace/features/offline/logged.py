@@ -153,12 +153,13 @@ class LoggedStore:
                     if self._is_clean:
                         await self._on_thread(log.seal)
         finally:
+            if self._thread is not None:
+                # First of all: a sealing that has begun may not have looked yet which journal still grows, and a closed one grows no more.
+                self._thread.shutdown()
+                self._thread = None
             for log in self._logs.values():
                 log.close()
             self._logs.clear()
-            if self._thread is not None:
-                self._thread.shutdown()
-                self._thread = None
             self._unlock()
             await self._store.close()
 
