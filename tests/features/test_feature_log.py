@@ -190,6 +190,24 @@ async def test_a_storm_that_is_cut_short_is_logged_once(tmp_path: Path, view_of_
     assert [row[2] for row in logged(tmp_path, view_of_one)] == [(1,), (2,), (3,)]
 
 
+async def test_a_row_whose_features_change_and_not_its_state_is_logged_once(
+    tmp_path: Path, view_of_one: ViewSpec
+) -> None:
+    """As when a row of the future comes into a window: the tiles are the same, the window's total isn't."""
+    store = RecordingStore()
+    store.fail_before.add(2)
+    before, after = one(view_of_one, 1, 9, value=0.5), one(view_of_one, 1, 9, value=1.5)
+    logging = LoggedStore(store, tmp_path, roll_every_s=60)
+    await logging.open()
+    await logging.checkpoint(view_of_one)
+    await logging.write([before])
+    with pytest.raises(StoreError):
+        await logging.write([after])
+    await logging.close()
+    await run_writes(store, tmp_path, after)
+    assert [row[3] for row in logged(tmp_path, view_of_one)] == [bits((0.5,)), bits((1.5,))]
+
+
 async def test_a_sealing_under_way_when_a_write_fails_leaves_the_growing_journal_alone(
     tmp_path: Path, view_of_one: ViewSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,12 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
 import msgspec
 
 from headrace.cdc.errors import StoreError, StoreRefused
+from headrace.features.encoding import codec_of
 from headrace.features.offline.journal import LoggedRow
 from headrace.features.offline.viewlog import ViewLog
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
@@ -253,12 +254,18 @@ class LoggedStore:
         return {name: (self._views[name], place) for name, place in self._places.items() if not place.is_new}
 
     async def _has(self, view: ViewSpec, rows: Sequence[LoggedRow]) -> bool:
-        """The store has taken this flush."""
-        states = await self._store.states(view, [row.key for row in rows])
-        return all(
-            state is None if row.values is None else state is not None and zlib.crc32(state) == row.state_crc
-            for row, state in zip(rows, states, strict=True)
-        )
+        """The store has taken this flush: by states, and by features, which may change with the time alone and leave the state as it was."""
+        keys = [row.key for row in rows]
+        states = await self._store.states(view, keys)
+        served = await self._store.read(view, [field.name for field in view.fields], keys)
+        for row, state, have in zip(rows, states, served, strict=True):
+            if state is None or have is None or row.values is None:
+                is_there = row.values is None and state is None
+            else:
+                is_there = zlib.crc32(state) == row.state_crc and _is_same(view, have.values, row.values)
+            if not is_there:
+                return False
+        return True
 
     async def _tend(self) -> None:
         """Now and then: journals to the disk, those of age into Parquet."""
@@ -293,3 +300,14 @@ class LoggedStore:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_same(view: ViewSpec, served: tuple[FeatureValue, ...], logged: tuple[Any, ...]) -> bool:
+    values: list[Any] = [
+        tuple(cast("list[Any]", value)) if isinstance(value, list) else value for value in logged
+    ]  # a journal has lists
+    encode = codec_of(view).encode_values
+    try:
+        return encode(served) == encode(values)
+    except StoreRefused:
+        return False  # a row that doesn't fit is in the journal, and never in the store
