@@ -33,13 +33,17 @@ if [ -n "$java21" ] && command -v curl >/dev/null; then
     if [ "$(cat "$rivals/server.done" 2>/dev/null)" != "$server_wanted" ]; then
         say "fetching Debezium Server $server_wanted into .rivals/debezium-server (780 MB)"
         rm -rf "$rivals/debezium-server"
-        curl -fsS -o "$rivals/server.tar.gz" \
-            "https://repo1.maven.org/maven2/io/debezium/debezium-server-dist/$server_wanted/debezium-server-dist-$server_wanted.tar.gz"
-        tar -xzf "$rivals/server.tar.gz" -C "$rivals"
-        rm "$rivals/server.tar.gz"
-        echo "$server_wanted" >"$rivals/server.done"
+        if curl -fsS -o "$rivals/server.tar.gz" \
+            "https://repo1.maven.org/maven2/io/debezium/debezium-server-dist/$server_wanted/debezium-server-dist-$server_wanted.tar.gz" &&
+            tar -xzf "$rivals/server.tar.gz" -C "$rivals"; then
+            echo "$server_wanted" >"$rivals/server.done"
+        else
+            say "it can't be fetched: Debezium Server is left out"
+            rm -rf "$rivals/debezium-server" "$rivals/server.done"
+        fi
+        rm -f "$rivals/server.tar.gz"
     fi
-    echo "$java21" >"$rivals/debezium-server/java"
+    [ ! -e "$rivals/server.done" ] || echo "$java21" >"$rivals/debezium-server/java"
 else
     say "no Java of 21 or newer, or no curl: Debezium Server is left out"
 fi

