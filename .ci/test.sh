@@ -4,8 +4,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Whole files side by side, on two cores: most tests wait for servers. What is asked for by name runs alone, and shows its output as it comes.
+# A worker that dies is replaced once, not eight times: one that hangs is ended after minutes (tests/conftest.py).
 words=("$@")
-if [ $# = 0 ]; then words=(-n 2 --dist loadfile); fi
+if [ $# = 0 ]; then words=(-n 2 --dist loadfile --max-worker-restart 1); fi
 .venv/bin/python -m pytest "${words[@]}"
 if .venv/bin/python .ci/hot.py any; then
     echo "headrace: the same hot modules again, uncompiled"

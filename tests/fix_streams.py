@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.cdc.demo.embedded import free_port
@@ -63,19 +64,32 @@ def nats_server() -> Iterator[NatsServer]:
 
 
 class MockKafka:
-    """librdkafka's mock cluster of two brokers, in this process, on real sockets."""
+    """librdkafka's mock cluster of two brokers, on real sockets, in a process of its own (kafka_mock.py)."""
 
     def __init__(self) -> None:
-        self._host = Producer({"test.mock.num.brokers": "2", "log_level": 0})
-        found = self._host.list_topics(timeout=10)
-        self.brokers = tuple(f"{each.host}:{each.port}" for each in found.brokers.values())
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("kafka_mock.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        self.brokers = tuple(self._answer().split(","))
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, "the mock of Kafka has ended"
+        return line
 
     def add_topic(self, name: str) -> None:
-        """The mock has no administration: a topic is made by the first message to it."""
-        self._host.produce(name, b"", headers=[("id", b"made")])
-        self._host.flush(10)
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{name}\n")
+        assert self._answer() == name
 
-    def remove(self) -> None: ...
+    def remove(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 class RealKafka:
@@ -127,7 +141,9 @@ class RealKafka:
 
 @pytest.fixture(scope="session")
 def mock_kafka() -> Iterator[MockKafka]:
-    yield MockKafka()
+    made = MockKafka()
+    yield made
+    made.remove()
 
 
 @pytest.fixture(scope="session")

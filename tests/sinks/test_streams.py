@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import queue
 import random
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import confluent_kafka
 import msgspec
 import nats
 import pytest
@@ -368,6 +371,29 @@ async def test_kafka_refuses_what_is_too_large_and_takes_the_rest(mock_kafka: Mo
     assert not isinstance(answer, Fault)
     assert [each.outcome for each in answer] == [Outcome.DELIVERED, Outcome.REFUSED, Outcome.DELIVERED]
     await sink.close()
+
+
+async def test_a_producer_that_never_goes_away_holds_up_nobody(
+    mock_kafka: MockKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going, release = queue.SimpleQueue[str](), threading.Event()
+
+    class Lasting(confluent_kafka.Producer):
+        def __del__(self) -> None:
+            going.put(threading.current_thread().name)
+            release.wait()
+
+    monkeypatch.setattr(confluent_kafka, "Producer", Lasting)
+    mock_kafka.add_topic("lasting")
+    sink = KafkaSink(KafkaConfig(brokers=mock_kafka.brokers, topic="lasting"))
+    try:
+        await sink.open()
+        items = items_of(sink, [order_event(1)])
+        assert await sink.send("produce", items) == [DELIVERED]
+        await asyncio.wait_for(sink.close(), 20)
+        assert going.get(timeout=20) == "headrace-kafka"
+    finally:
+        release.set()
 
 
 async def test_kafka_without_the_topic_waits_for_a_person(real_kafka: RealKafka) -> None:

@@ -109,20 +109,26 @@ class _Batch:
 
 
 class _Poller:
-    """One producer and the thread that serves its callbacks."""
+    """One producer and the thread that serves its callbacks and destroys it. producer: None once it has ended."""
 
     def __init__(self, producer: Any, error: type[Exception]) -> None:
-        self.producer = producer
+        self.producer: Any = producer
         self._error = error
         self._ending = threading.Lock()
         self.is_broken = False
         self._is_open = True
-        self._thread = threading.Thread(target=self._run, name="headrace-kafka", daemon=True)
-        self._thread.start()
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._run, name="headrace-kafka", daemon=True).start()
 
     def _run(self) -> None:
-        while self._is_open:
-            self._serve()
+        try:
+            while self._is_open or len(self.producer):
+                self._serve()
+        finally:
+            producer, self.producer = self.producer, None
+            self._has_ended.set()
+        # The last reference: librdkafka joins its threads now, which can hang for good (its issues 1640, 5476), so nobody waits for it.
+        del producer
 
     def _serve(self) -> None:
         try:
@@ -138,9 +144,7 @@ class _Poller:
             if self._is_open:
                 self.producer.purge(in_queue=True, in_flight=True, blocking=True)
                 self._is_open = False
-                self._thread.join()
-                while len(self.producer):
-                    self._serve()
+                self._has_ended.wait()
 
 
 class KafkaSink:
@@ -225,8 +229,8 @@ class KafkaSink:
 
     async def check(self) -> Sequence[SinkFinding]:
         """See Sink: asks for the topic's partitions, where the topic is the same for every event."""
-        poller = self._poller
-        assert poller is not None, "opened first"
+        assert self._poller is not None, "opened first"
+        poller = await self._unbroken()
         topic = self._topic.constant
         try:
             # Named, or an automatic topic would be made by asking for it; so a topic by event isn't asked for.
