@@ -158,6 +158,38 @@ async def run_to_the_end(engine: FeatureEngine, end: int) -> None:
         await task
 
 
+async def test_states_in_memory_are_bounded_by_their_bytes_and_the_rows_are_the_same(
+    definitions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definitions.write_text(
+        DEFINITIONS
+        + """
+from headrace.features import distinct, last
+of_bags = FeatureView("of_bags", entity=customer, source=Table("public.orders"), features=[distinct("status", over="1h"), last("status", 3)])
+"""
+    )
+    views = load_definitions(definitions)
+    table = random_life(43, 300)
+    log = SlicedLog()
+    await log.add(*table.events)
+    log.most = 11
+    held: list[dict[str, int]] = []
+    wanted: list[object] = []
+    for most_bytes in (1 << 30, 40_000):
+        monkeypatch.setattr("headrace.features.engine._MOST_STATE_BYTES", most_bytes)
+        store = FaultyStore()
+        async with running(make_engine(views, store, log)) as engine:
+            await until(lambda engine=engine: is_done(engine, len(table.events)))
+            held += engine.status()["views"].values()
+        wanted.append([await all_of(store, view.spec) for view in views])
+    assert wanted[0] == wanted[1]
+    for free, bounded in zip(held[: len(views)], held[len(views) :], strict=True):
+        assert bounded["cached_bytes"] <= 40_000 // len(views) < free["cached_bytes"], (free, bounded)
+        assert 0 < bounded["cached_entities"] < free["cached_entities"]
+    sizes = [view["cached_bytes"] / view["cached_entities"] for view in held[: len(views)]]
+    assert sizes[1] > sizes[0], "a state of bags takes more"
+
+
 async def test_many_failures_in_a_row_lose_and_double_nothing(definitions: Path) -> None:
     views = load_definitions(definitions)
     table = random_life(41, 400)

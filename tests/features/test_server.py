@@ -205,6 +205,32 @@ async def test_a_body_that_is_no_json_is_refused(client: Client) -> None:
         assert "can't be read" in json.loads(await response.json())["message"]
 
 
+async def test_the_same_list_of_features_means_the_same_again_and_with_full_names_another(client: Client) -> None:
+    body: dict[str, Any] = {"features": ["orders:count_1h", "orders:status"], "entities": {"customer_id": [1]}}
+    first = await ask(client, body)
+    assert await ask(client, body | {"entities": {"customer_id": [2]}}) != first
+    assert await ask(client, body) == first
+    _, full = await ask(client, body | {"full_feature_names": True})
+    assert full["metadata"]["feature_names"] == ["customer_id", "orders__count_1h", "orders__status"]
+    assert full["results"] == first[1]["results"]
+    status, _ = await ask(client, body | {"feature_service": "shop"})
+    assert status == 404
+    assert await ask(client, body) == first
+
+
+async def test_a_list_of_features_too_long_to_be_kept_is_answered_all_the_same(client: Client) -> None:
+    body = {"features": ["orders:status", "orders:count_1h"] * 2_000, "entities": {"customer_id": [1]}}
+    status, answer = await ask(client, body)
+    assert (status, answer["metadata"]["feature_names"]) == (200, ["customer_id", "status", "count_1h"])
+
+
+@pytest.mark.parametrize("features", [[1], ["orders:status", None], "orders:status", {}])
+async def test_a_list_of_features_of_another_shape_is_named_by_its_place(client: Client, features: Any) -> None:
+    for _ in range(2):
+        status, answer = await ask(client, {"features": features, "entities": {"customer_id": [1]}})
+        assert status == 422 and "$.features" in json.loads(answer)["message"]
+
+
 async def test_one_entity_is_read_by_a_plain_get(client: Client) -> None:
     async with client.get("/v1/features/orders?customer_id=3") as response:
         assert response.status == 200

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias
 
+import msgspec
+
 from headrace.cdc.event import Value
 from headrace.features.ondemand import INVALID, fields_of
 from headrace.features.spec import EntityKey, FeatureValue, Field, ValueType, ViewSpec
@@ -21,6 +23,7 @@ Status: TypeAlias = Literal["PRESENT", "NULL_VALUE", "NOT_FOUND", "OUTSIDE_MAX_A
 
 _AS_IT_IS: Final = frozenset({ValueType.INT32, ValueType.INT64, ValueType.STRING, ValueType.BOOL})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def key_part(name: str, dtype: ValueType, value: Value) -> FeatureValue:
@@ -64,54 +67,82 @@ def entity_answer(view: ViewSpec, key: EntityKey, row: FeatureRow | None, now_us
     }
     if row is None:
         return {**body, "status": "NOT_FOUND"}
-    found = columns(view, fields_of(view), [row], now_us, is_wire=False)
-    names = [field.name for field in fields_of(view)]
+    is_outside = _is_outside(view, row, now_us)
+    fields = fields_of(view)
+    values = (None,) * len(fields) if is_outside else row.values
+    of_row: Status = "OUTSIDE_MAX_AGE" if is_outside else "PRESENT"
     return {
         **body,
-        "status": "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT",
-        "features": dict(zip(names, [column["values"][0] for column in found], strict=True)),
-        "statuses": dict(zip(names, [column["statuses"][0] for column in found], strict=True)),
+        "status": of_row,
+        "features": {
+            field.name: _spelt(value, _spelling(field.dtype, is_wire=False))
+            for field, value in zip(fields, values, strict=True)
+        },
+        "statuses": {field.name: _status(of_row, value) for field, value in zip(fields, values, strict=True)},
         "event_timestamp": timestamp(row.event_time_us),
         "freshness_ms": round((now_us - row.event_time_us) / 1000, 3),
     }
 
 
-def key_column(values: Sequence[Value]) -> dict[str, Any]:
+class Column(msgspec.Struct, gc=False):
+    """What Feast answers for one join key or feature: of each entity its value, and ready JSON of its status and time."""
+
+    values: Sequence[Any]
+    statuses: msgspec.Raw
+    event_timestamps: msgspec.Raw
+
+
+def key_column(values: Sequence[Value]) -> Column:
     """A join key among the answered columns, as Feast has it."""
     count = len(values)
-    return {"values": list(values), "statuses": ["PRESENT"] * count, "event_timestamps": [timestamp(0)] * count}
+    return Column(values, _raw(["PRESENT"] * count), _raw([timestamp(0)] * count))
 
 
-def columns(
-    view: ViewSpec, fields: Sequence[Field], rows: Sequence[FeatureRow | None], now_us: int, *, is_wire: bool = True
-) -> list[dict[str, Any]]:
-    """Each of these features of many rows, as Feast answers it. fields: in the order of the rows' values. is_wire: whole seconds for a time, as Feast spells it.
+class Columns:
+    """Spells some features of a view, as Feast's server answers them; made once for many requests. fields: in the order of a row's values."""
 
-    Columns share what they have in common: the times, and the statuses where every value is there.
-    """
-    times = [timestamp(0 if row is None else row.event_time_us) for row in rows]
-    of_rows: list[Status] = [
-        "NOT_FOUND" if row is None else "OUTSIDE_MAX_AGE" if _is_outside(view, row, now_us) else "PRESENT"
-        for row in rows
-    ]
-    nothing = (None,) * len(fields)
-    shown = [
-        row.values if row is not None and status == "PRESENT" else nothing
-        for row, status in zip(rows, of_rows, strict=True)
-    ]
-    given: list[tuple[Any, ...]] = list(zip(*shown, strict=True)) if rows else [()] * len(fields)
-    answered: list[dict[str, Any]] = []
-    for field, values in zip(fields, given, strict=True):
-        statuses = of_rows
-        spelt: Sequence[Any] = values
-        if None in values or INVALID in values:
-            statuses = [_status(status, value) for status, value in zip(of_rows, values, strict=True)]
-            spelt = [None if value is INVALID else value for value in values]
-        spell = _spelling(field.dtype, is_wire=is_wire)
-        if spell is not None:
-            spelt = [None if value is None else spell(value) for value in spelt]
-        answered.append({"values": spelt, "statuses": statuses, "event_timestamps": times})
-    return answered
+    def __init__(self, view: ViewSpec, fields: Sequence[Field]) -> None:
+        self._view = view
+        self._spells = tuple([_spelling(field.dtype, is_wire=True) for field in fields])
+        self._nothing = (None,) * len(fields)
+
+    def of(self, rows: Sequence[FeatureRow | None], now_us: int) -> list[Column]:
+        """One column a feature. They share what they have in common: the times, and the statuses where every value is there."""
+        view = self._view
+        times: list[str] = []
+        of_rows: list[Status] = []
+        shown: list[tuple[Any, ...]] = []
+        for row in rows:
+            if row is None or _is_outside(view, row, now_us):
+                of_rows.append("NOT_FOUND" if row is None else "OUTSIDE_MAX_AGE")
+                shown.append(self._nothing)
+            else:
+                of_rows.append("PRESENT")
+                shown.append(row.values)
+            times.append(timestamp(0 if row is None else row.event_time_us))
+        raw_times, raw_statuses = _raw(times), _raw(of_rows)
+        given: list[tuple[Any, ...]] = list(zip(*shown, strict=True)) if rows else [()] * len(self._spells)
+        answered: list[Column] = []
+        for values, spell in zip(given, self._spells, strict=True):
+            if None in values or INVALID in values:
+                statuses = [_status(status, value) for status, value in zip(of_rows, values, strict=True)]
+                spelt = [_spelt(value, spell) for value in values]
+                answered.append(Column(spelt, _raw(statuses), raw_times))
+            elif spell is None:
+                answered.append(Column(values, raw_statuses, raw_times))
+            else:
+                answered.append(Column([spell(value) for value in values], raw_statuses, raw_times))
+        return answered
+
+
+def _raw(texts: Sequence[str]) -> msgspec.Raw:
+    return msgspec.Raw(_encode(texts))
+
+
+def _spelt(value: Any, spell: Callable[[Any], Any] | None) -> Any:
+    if value is None or value is INVALID:
+        return None
+    return value if spell is None else spell(value)
 
 
 def _status(of_row: Status, value: Any) -> Status:

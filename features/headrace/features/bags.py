@@ -93,6 +93,10 @@ class BagTrack:
         self._high: int = _NEVER
         self._low: list[int] = [_NEVER] * len(plan.lengths_us)
 
+    def __len__(self) -> int:
+        """Tiles with rows."""
+        return len(self._tiles)
+
     def shift(self, time_us: int, items: Sequence[Item], *, is_added: bool) -> None:
         """Put a row's items into the tile of its time, or take them out."""
         plan = self._plan

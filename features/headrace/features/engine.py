@@ -56,6 +56,8 @@ _IDLE_S = 0.5
 _SAVE_EVERY_S = 1.0
 _COMMIT_EVERY_S = 5.0
 _MOST_STATES = 20_000
+_MOST_STATE_BYTES = 256 << 20
+"""Of all views, about. A state of sums takes some 10 KiB, one with many bags some hundred."""
 _BEHIND_EVENTS = 10_000
 _OP_OF_SNAPSHOT = "read"
 
@@ -387,7 +389,8 @@ class FeatureEngine:
 
     async def _worker(self, store: OnlineStore, view: CompiledView, offset: int, log_time_us: int) -> ViewWorker:
         most_states = max(100, self._most_states // len(self._views))
-        worker = ViewWorker(view, store, self._log.generation, most_states=most_states)
+        most_bytes = _MOST_STATE_BYTES // len(self._views)
+        worker = ViewWorker(view, store, self._log.generation, most_states=most_states, most_bytes=most_bytes)
         await worker.begin(offset, log_time_us)
         return worker
 

@@ -6,6 +6,7 @@ that it never delays the others, and joins them when it has reached them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from headrace.cdc.errors import DefinitionError
@@ -89,18 +90,28 @@ class Lane:
     async def _flush(self, routed: dict[int, list[TimedEvent]], offset: int, now_us: int) -> None:
         writes: list[ViewWrite] = []
         stopped: list[ViewWorker] = []
+        works: list[tuple[ViewWorker, list[TimedEvent]]] = []
         for place, events in routed.items():
-            worker = self.workers[place]
             if events:
+                worker = self.workers[place]
                 worker.newest_us = max(worker.newest_us, events[-1].event.committed_us)
-            try:
-                write = await worker.apply(events, offset, now_us) if events else None
-            except DefinitionError as error:
+                works.append((worker, events))
+        if len(works) == 1:
+            made = [await _made(*works[0], offset, now_us)]
+        else:
+            # Side by side: what the views ask of the store goes together, and they wait once.
+            waiting = [_made(worker, events, offset, now_us) for worker, events in works]
+            made = list[ViewWrite | DefinitionError | None]()
+            for found in await asyncio.gather(*waiting, return_exceptions=True):
+                if isinstance(found, BaseException) and not isinstance(found, DefinitionError):
+                    raise found
+                made.append(found)
+        for (worker, _), write in zip(works, made, strict=True):
+            if isinstance(write, DefinitionError):
                 # A definition that doesn't fit its table concerns this view alone.
                 stopped.append(worker)
-                self._on_stop(worker, error)
-                continue
-            if write is not None:
+                self._on_stop(worker, write)
+            elif write is not None:
                 writes.append(write)
         await self._write(writes)
         self.offset = offset
@@ -129,3 +140,13 @@ class Lane:
             for worker in self.workers:
                 if worker.view.spec is write.view:
                     worker.written(write)
+
+
+async def _made(
+    worker: ViewWorker, events: Sequence[TimedEvent], offset: int, now_us: int
+) -> ViewWrite | DefinitionError | None:
+    """What these events change of the view, or why it can't go on."""
+    try:
+        return await worker.apply(events, offset, now_us)
+    except DefinitionError as error:
+        return error

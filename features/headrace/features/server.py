@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -19,7 +20,7 @@ from aiohttp import web
 from headrace.cdc.errors import DecodeError, StoreError
 from headrace.cdc.event import Value
 from headrace.cdc.position import parse_lsn
-from headrace.features.answer import columns, entity_answer, key_column, key_of, key_part, timestamp
+from headrace.features.answer import Column, Columns, entity_answer, key_column, key_of, key_part, timestamp
 from headrace.features.ondemand import computed_rows, fields_of, stored_names
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import FeatureRow, OnlineStore
@@ -56,7 +57,38 @@ class _Request(msgspec.Struct):
     min_position: _MinPosition | None = None
 
 
+class _AsSent(msgspec.Struct):
+    """The same, its list of features unread: programs ask for the same ones again and again."""
+
+    entities: dict[str, list[Value]]
+    features: msgspec.Raw = msgspec.Raw(b"null")
+    feature_service: str | None = None
+    full_feature_names: bool = False
+    min_position: _MinPosition | None = None
+
+
 _decode_request: Final = msgspec.json.Decoder(_Request).decode
+_decode_as_sent: Final = msgspec.json.Decoder(_AsSent).decode
+_decode_features: Final = msgspec.json.Decoder(list[str] | None).decode
+
+_LONGEST_KEPT: Final = 32 << 10
+"""Bytes of a list of features; what is longer is read anew each time."""
+
+
+class _Group(msgspec.Struct, frozen=True):
+    """What is read of one view. stored: the features that those asked for need."""
+
+    view: ViewSpec
+    features: list[str]
+    stored: list[str]
+    columns: Columns
+
+
+class _Plan(msgspec.Struct, frozen=True):
+    """What a list of features asks for. names: of the columns behind the join keys."""
+
+    groups: list[_Group]
+    names: list[str]
 
 
 class _Refused(Exception):
@@ -87,6 +119,7 @@ class FeatureServer:
         self._fields = {name: {field.name: field for field in fields_of(view)} for name, view in self._views.items()}
         self._store = store
         self._clock = clock
+        self._kept_plan = lru_cache(maxsize=256)(self._plan)
 
     def moved(self) -> None:
         """More is applied than before."""
@@ -101,28 +134,26 @@ class FeatureServer:
 
     async def _get_online_features(self, request: web.Request) -> web.Response:
         try:
-            asked = _parse(await request.read())
-            groups = self._groups(asked)
+            asked, plan = self._read_request(await request.read())
             if asked.min_position is not None:
                 await self._until(asked.min_position)
             applied = self._applied()
             rows = _count_rows(asked.entities)
             now_us = int(self._clock() * 1_000_000)
-            names: list[str] = list(asked.entities)
-            results: list[dict[str, Any]] = [key_column(values) for values in asked.entities.values()]
-            keys = [_entity_keys(view, asked.entities, rows) for view, _ in groups]
+            results: list[Column] = [key_column(values) for values in asked.entities.values()]
+            keys = [_entity_keys(group.view, asked.entities, rows) for group in plan.groups]
             reads = [
-                self._read(view, features, of_view) for (view, features), of_view in zip(groups, keys, strict=True)
+                self._read(group.view, group.features, group.stored, of_view)
+                for group, of_view in zip(plan.groups, keys, strict=True)
             ]
-            for (view, features), found in zip(groups, await asyncio.gather(*reads), strict=True):
-                fields = self._fields[view.name]
-                names += [f"{view.name}__{feature}" if asked.full_feature_names else feature for feature in features]
-                results += columns(view, [fields[feature] for feature in features], found, now_us)
+            found = [await reads[0]] if len(reads) == 1 else await asyncio.gather(*reads)
+            for group, of_group in zip(plan.groups, found, strict=True):
+                results += group.columns.of(of_group, now_us)
         except _Refused as refused:
             # Feast's shape: a JSON text inside a JSON text, from which its SDK makes the exception again.
             detail = {"module": "feast.errors", "class": refused.kind, "message": refused.message}
             return _json(_encode(detail).decode(), refused.status)
-        metadata: dict[str, Any] = {"feature_names": names}
+        metadata: dict[str, Any] = {"feature_names": [*asked.entities, *plan.names]}
         if applied is not None:
             metadata |= {"offset": applied.offset, "log_time": timestamp(applied.log_time_us)}
         return _json({"metadata": metadata, "results": results})
@@ -163,7 +194,8 @@ class FeatureServer:
             except ValueError as error:
                 raise _Refused(400, "", f"parameter {error}") from None
             now_us = int(self._clock() * 1_000_000)
-            row = (await self._read(view, [field.name for field in fields_of(view)], [key]))[0]
+            names = [field.name for field in fields_of(view)]
+            row = (await self._read(view, names, stored_names(view, names), [key]))[0]
         except _Refused as refused:
             return _json({"error": refused.message}, refused.status)
         body = entity_answer(view, key, row, now_us)
@@ -172,7 +204,7 @@ class FeatureServer:
         return _json(body)
 
     async def _read(
-        self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]
+        self, view: ViewSpec, features: Sequence[str], stored: Sequence[str], keys: Sequence[EntityKey]
     ) -> list[FeatureRow | None]:
         store = self._store()
         if store is None:
@@ -180,7 +212,6 @@ class FeatureServer:
                 503, "FeastProviderNotReady", "the online store isn't open; try again, and see /readyz for the reason"
             )
         try:
-            stored = stored_names(view, features)
             return computed_rows(view, features, stored, await store.read(view, stored, keys))
         except StoreError as error:
             raise _Refused(503, "FeastProviderNotReady", error.message) from error
@@ -193,15 +224,25 @@ class FeatureServer:
             )
         return view
 
-    def _groups(self, asked: _Request) -> list[tuple[ViewSpec, list[str]]]:
-        """The asked features by view, each once, in order of first appearance."""
-        if asked.feature_service is not None:
-            what = f"Feature service {asked.feature_service} does not exist: name features as view:feature; views: {self._known()}"
+    def _read_request(self, body: bytes) -> tuple[_AsSent, _Plan]:
+        """Raises _Refused."""
+        try:
+            asked = _decode_as_sent(body)
+            make = self._kept_plan if len(asked.features) <= _LONGEST_KEPT else self._plan
+            return asked, make(bytes(asked.features), asked.feature_service, asked.full_feature_names)
+        except msgspec.DecodeError:
+            raise _unreadable(body) from None
+
+    def _plan(self, raw: bytes, service: str | None, has_full_names: bool) -> _Plan:
+        """raw: the list of features, as it was sent. Raises _Refused, msgspec.DecodeError."""
+        references = _decode_features(raw)
+        if service is not None:
+            what = f"Feature service {service} does not exist: name features as view:feature; views: {self._known()}"
             raise _Refused(404, "FeatureServiceNotFoundException", what)
-        if not asked.features:
+        if not references:
             raise _Refused(422, "FeastError", 'the body names no features: give "features": ["view:feature", ...]')
         groups: dict[str, dict[str, None]] = {}
-        for reference in asked.features:
+        for reference in references:
             view_name, colon, feature = reference.partition(":")
             if not colon:
                 raise _Refused(422, "FeastError", f"{reference!r} is no feature reference: write view:feature")
@@ -211,7 +252,7 @@ class FeatureServer:
                 what = f"Feature {feature} does not exist in feature view {view_name}; known: {known}"
                 raise _Refused(404, "FeatureViewNotFoundException", what)
             groups.setdefault(view_name, {})[feature] = None
-        if not asked.full_feature_names:
+        if not has_full_names:
             taken: dict[str, str] = {}
             for view_name, features in groups.items():
                 for feature in features:
@@ -219,7 +260,14 @@ class FeatureServer:
                     if other != view_name:
                         what = f"feature {feature} is asked of views {other} and {view_name}: set full_feature_names to true"
                         raise _Refused(422, "FeatureNameCollisionError", what)
-        return [(self._views[name], list(features)) for name, features in groups.items()]
+        made: list[_Group] = []
+        names: list[str] = []
+        for view_name, features in groups.items():
+            view, fields = self._views[view_name], self._fields[view_name]
+            columns = Columns(view, [fields[feature] for feature in features])
+            made.append(_Group(view, list(features), stored_names(view, list(features)), columns))
+            names += [f"{view_name}__{feature}" if has_full_names else feature for feature in features]
+        return _Plan(made, names)
 
     def _known(self) -> str:
         return ", ".join(sorted(self._views)) or "none"
@@ -249,13 +297,15 @@ def _test(wanted: _MinPosition) -> Callable[[Applied], bool]:
     return has_passed
 
 
-def _parse(body: bytes) -> _Request:
+def _unreadable(body: bytes) -> _Refused:
+    """Of a body that can't be read; a list of features by itself can't say where in the body it stands."""
+    reason = "it has another shape"
     try:
-        return _decode_request(body)
+        _decode_request(body)
     except msgspec.DecodeError as error:
-        # msgspec names the field and the kind of value, never the value.
-        what = f'the body can\'t be read: {error}; give {{"features": ["view:feature"], "entities": {{"key": [...]}}}}'
-        raise _Refused(422, "FeastError", what) from error
+        reason = str(error)  # msgspec names the field and the kind of value, never the value
+    what = f'the body can\'t be read: {reason}; give {{"features": ["view:feature"], "entities": {{"key": [...]}}}}'
+    return _Refused(422, "FeastError", what)
 
 
 def _count_rows(entities: Mapping[str, Sequence[Value]]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -23,6 +23,11 @@ from headrace.features.state import EntityState
 from headrace.features.store.base import Checkpoint, Contribution, OnlineStore, ViewWrite
 
 FOREVER_US = 1 << 62
+# What a state takes in memory, about, measured with windows of 60 tiles: its objects; of bags, whose items are objects where sums are bytes, each
+# tile and each byte stored.
+_STATE_BYTES: Final = 5 << 10
+_BAG_TILE_BYTES: Final = 550
+_BAG_FACTOR: Final = 8
 
 
 class TimedEvent(msgspec.Struct, gc=False):
@@ -34,9 +39,11 @@ class TimedEvent(msgspec.Struct, gc=False):
 
 
 class ViewWorker:
-    """See the module. most_states: how many entities stay in memory."""
+    """See the module. most_states, most_bytes: what stays in memory, at most so many entities of about so many bytes."""
 
-    def __init__(self, view: CompiledView, store: OnlineStore, generation: str, *, most_states: int) -> None:
+    def __init__(
+        self, view: CompiledView, store: OnlineStore, generation: str, *, most_states: int, most_bytes: int = 1 << 62
+    ) -> None:
         self.view = view
         self.kernel = ViewKernel(view)
         self.stored_offset = 0
@@ -51,7 +58,11 @@ class ViewWorker:
         self._reader = RowReader(view) if view.events is None else None
         self._events = EventReader(view) if view.events is not None else None
         self._states: OrderedDict[EntityKey, EntityState] = OrderedDict()
+        self._sizes: dict[EntityKey, int] = {}
+        """Bytes of each state in memory, about."""
+        self._held = 0
         self._most_states = most_states
+        self._most_bytes = most_bytes
         self._schema, _, self._table = view.table.partition(".")
 
     def reads(self, event: CustomerEvent) -> bool:
@@ -133,7 +144,7 @@ class ViewWorker:
     def forget(self, keys: Sequence[EntityKey]) -> None:
         """Keep nothing of these entities in memory: the store has changed behind this object."""
         for key in keys:
-            self._states.pop(key, None)
+            self._drop(key)
 
     def checkpoint(self, offset: int, log_time_us: int) -> ViewWrite:
         """A write that only says how far the view is."""
@@ -147,8 +158,9 @@ class ViewWorker:
             if entity.due_us is not None and entity.due_us < self.next_due_us:
                 self.next_due_us = entity.due_us
         states = self._states
-        while len(states) > self._most_states:
-            states.popitem(last=False)
+        while len(states) > self._most_states or (self._held > self._most_bytes and states):
+            key, _ = states.popitem(last=False)
+            self._held -= self._sizes.pop(key, 0)
 
     def news(self) -> Counts:
         """What the kernel has met since the last call; missing is left out."""
@@ -173,6 +185,7 @@ class ViewWorker:
             "unknown_columns": counts.unknown,
             "unreadable_values": counts.unreadable,
             "cached_entities": len(self._states),
+            "cached_bytes": self._held,
             "newest_change_us": self.newest_us or None,
         }
 
@@ -197,7 +210,11 @@ class ViewWorker:
             self._states.move_to_end(entity)
         for write in entities:
             if write.values is None:
-                self._states.pop(write.key, None)
+                self._drop(write.key)
+            else:
+                size = _size(self._states[write.key], write.state)
+                self._held += size - self._sizes.get(write.key, 0)
+                self._sizes[write.key] = size
         if self._events is not None:
             contributions = {}
             if not entities:
@@ -221,12 +238,23 @@ class ViewWorker:
                     states[key] = EntityState.decode(self.kernel.layout, blob, self.stored_log_time_us)
         return states
 
+    def _drop(self, key: EntityKey) -> None:
+        self._states.pop(key, None)
+        self._held -= self._sizes.pop(key, 0)
+
     async def _look_for_due(self) -> None:
         earliest = await self._store.due(self.view.spec, FOREVER_US, 1)
         self.next_due_us = earliest[0][0] if earliest else FOREVER_US
 
     def _checkpoint(self, offset: int, log_time_us: int) -> Checkpoint:
         return Checkpoint(self.view.spec.spec_hash, self._generation, (offset,), log_time_us)
+
+
+def _size(state: EntityState, stored: bytes) -> int:
+    if not state.bags:
+        return _STATE_BYTES + len(stored)
+    tiles = sum([len(bags) for bags in state.bags])
+    return _STATE_BYTES + tiles * _BAG_TILE_BYTES + len(stored) * _BAG_FACTOR
 
 
 class StoppedView(msgspec.Struct, frozen=True):

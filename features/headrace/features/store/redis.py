@@ -38,6 +38,7 @@ from headrace.features.encoding import codec_of, decode_timestamp
 from headrace.features.spec import EntityKey, FeatureValue, ViewSpec
 from headrace.features.store.base import Checkpoint, Contribution, FeatureRow, ViewWrite, half_promoted
 from headrace.features.store.fence import Fence, decode_checkpoint, encode_checkpoint, moved, went_back
+from headrace.features.store.redispipe import RedisPipe
 from headrace.features.store.redisscript import (
     CLEAR_FORMER,
     MOVE_DRAFT,
@@ -55,8 +56,12 @@ _ConnectionPool: Final[Any] = redis_asyncio.ConnectionPool
 _pack: Final[Any] = cast("Any", hiredis).pack_command
 
 _TIMEOUT_S: Final = 5.0
+_READ_SCRIPT: Final = READ.encode()
 _READ_CHUNK: Final = 1000
 """Hashes a script reads in one go: about a millisecond in which Redis does nothing else."""
+
+_READ_CONNECTIONS: Final = 4
+"""Of readers; the engine's questions have one of their own, and wait for no reader."""
 
 _SCAN_COUNT: Final = 1000
 _MOVE_CHUNK: Final = 200
@@ -152,6 +157,8 @@ class RedisStore:
         self._fence = Fence()
         self._pool: Any = None
         self._client_on_pool: Any = None
+        self._own: RedisPipe | None = None
+        self._readers: RedisPipe | None = None
         self._names_by_view: dict[str, Names] = {}
         self._feature_names: dict[tuple[bytes, bytes], str] = {}
         """(key prefix, hashed field) -> ``view:feature``: two features that share both would overwrite each other."""
@@ -179,6 +186,8 @@ class RedisStore:
         pool.connection_kwargs["decode_responses"] = False  # the URL's parameters can't turn bytes into text
         self._pool = pool
         self._client_on_pool = redis_asyncio.Redis(connection_pool=pool)
+        self._own = RedisPipe(pool, connections=1)
+        self._readers = RedisPipe(pool, connections=_READ_CONNECTIONS)
         async with self._client() as client:
             await client.ping()
 
@@ -196,8 +205,7 @@ class RedisStore:
         if not row_keys:
             return []
         codec = codec_of(view)
-        async with self._client() as client:
-            found = await client.hmget(self._names(view).rows, list(row_keys))
+        found = await self._many(self._names(view).rows, row_keys)
         pairs = [None if value is None else unpack_contribution(value) for value in found]
         prefix = codec.key_prefix
         return [None if pair is None else Contribution(codec.decode_key(prefix + pair[0]), pair[1]) for pair in pairs]
@@ -240,7 +248,8 @@ class RedisStore:
 
     async def read(self, view: ViewSpec, features: Sequence[str], keys: Sequence[EntityKey]) -> list[FeatureRow | None]:
         names, decoder = self._names(view), codec_of(view).decoder(features)
-        found = await self._fields(view, keys, (names.time, *[names.field_of[name] for name in features]))
+        fields = (names.time, *[names.field_of[name] for name in features])
+        found = await self._fields(view, keys, fields, is_reader=True)
         return [
             None if row[0] is None else FeatureRow(decoder.decode(row, 1), self._time_us(view, row[0])) for row in found
         ]
@@ -330,6 +339,10 @@ class RedisStore:
 
     async def close(self) -> None:
         self._client_on_pool = None
+        for pipe in (self._own, self._readers):
+            if pipe is not None:
+                await pipe.close()
+        self._own = self._readers = None
         if self._pool is not None:
             pool, self._pool = self._pool, None
             await pool.disconnect()
@@ -367,16 +380,24 @@ class RedisStore:
         finally:
             await pool.release(connection)
 
+    async def _many(self, key: bytes, fields: Sequence[bytes]) -> list[bytes | None]:
+        """HMGET, for the engine."""
+        async with self._told():
+            return list(await self._open_pipe(self._own).ask(b"HMGET", key, *fields))
+
     async def _fields(
-        self, view: ViewSpec, keys: Sequence[EntityKey], fields: tuple[bytes, ...]
+        self, view: ViewSpec, keys: Sequence[EntityKey], fields: tuple[bytes, ...], *, is_reader: bool = False
     ) -> list[list[bytes | None]]:
         codec, suffix = codec_of(view), self._names(view).project
         hashes = [codec.encode_key(key) + suffix for key in keys]
+        pipe = self._open_pipe(self._readers if is_reader else self._own)
         found: list[list[bytes | None]] = []
-        async with self._client() as client:
+        async with self._told():
+            if len(hashes) == 1:
+                return [await pipe.ask(b"HMGET", hashes[0], *fields)]
             for start in range(0, len(hashes), _READ_CHUNK):
                 part = hashes[start : start + _READ_CHUNK]
-                found += await client.eval(READ, len(part), *part, *fields)
+                found += await pipe.ask(b"EVAL", _READ_SCRIPT, b"%d" % len(part), *part, *fields)
         return found
 
     async def _scan(self, client: Any, prefix: bytes) -> AsyncIterator[list[bytes]]:
@@ -427,6 +448,12 @@ class RedisStore:
         if self._pool is None:
             raise RuntimeError("the store isn't open")
         return self._pool
+
+    @staticmethod
+    def _open_pipe(pipe: RedisPipe | None) -> RedisPipe:
+        if pipe is None:
+            raise RuntimeError("the store isn't open")
+        return pipe
 
     @contextlib.asynccontextmanager
     async def _client(self) -> AsyncGenerator[Any]:

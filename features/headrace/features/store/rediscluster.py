@@ -163,8 +163,12 @@ class RedisClusterStore(RedisStore):
         found = [await client.get(_mark(names, tag)) for tag in tags]
         return all(mark in wanted or (mark is None and not wanted[1]) for mark in found)
 
+    async def _many(self, key: bytes, fields: Sequence[bytes]) -> list[bytes | None]:
+        async with self._client() as client:
+            return list(await client.hmget(key, list(fields)))
+
     async def _fields(
-        self, view: ViewSpec, keys: Sequence[EntityKey], fields: tuple[bytes, ...]
+        self, view: ViewSpec, keys: Sequence[EntityKey], fields: tuple[bytes, ...], *, is_reader: bool = False
     ) -> list[list[bytes | None]]:
         codec, suffix = codec_of(view), self._names(view).project
         found: list[list[bytes | None]] = []
