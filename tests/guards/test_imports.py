@@ -27,6 +27,7 @@ ADAPTERS = {
     "redis": [
         "features/headrace/features/store/redis.py",
         "features/headrace/features/store/rediscluster.py",
+        "features/headrace/features/store/redispipe.py",
         "sinks/headrace/sinks/redisstream.py",
     ],
     "confluent_kafka": ["sinks/headrace/sinks/kafka.py"],
